@@ -1,0 +1,1 @@
+"""What everything else stands on: params, config, trees, keys, files. Knows nothing of models."""

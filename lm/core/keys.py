@@ -1,0 +1,15 @@
+"""Random keys as pure functions of what they are for, so that a resumed run needs no saved key."""
+
+import zlib
+
+import jax
+
+
+def named(key: jax.Array, name: str) -> jax.Array:
+    """A key for one purpose: independent streams for "init", "step", "layer"."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def step_key(seed: int, step: jax.Array | int) -> jax.Array:
+    """The key of one training step: fold_in(run key, step)."""
+    return jax.random.fold_in(named(jax.random.key(seed), "step"), step)

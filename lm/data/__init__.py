@@ -1,0 +1,1 @@
+"""Text in, token rows out: numpy only, never jax."""

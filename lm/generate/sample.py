@@ -1,0 +1,142 @@
+"""Sampling: temperature, top-k and top-p, with a cache where the context has room."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.core import params as specs
+from lm.core.errors import UsageError
+
+_EXCLUDED = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How one token is drawn: temperature 0 takes the likeliest; then top-k, then top-p (Holtzman et al. 2019)."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise UsageError(f"temperature={self.temperature} must not be negative; 0 takes the likeliest token")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top_k={self.top_k} must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p={self.top_p} must be above 0 and at most 1")
+
+
+def generate(
+    model: Any,
+    params: dict[str, Any],
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    eos_id: int | None = None,
+) -> list[np.ndarray]:
+    """For each prompt the new ids, int32, at most `tokens` of them; an `eos_id` ends a row and is its last.
+
+    Row r draws from a key of (seed, r), so it does not depend on the other rows. Every token is predicted from the
+    `model.context_limit` tokens before it: up to there with a cache, beyond it by a full pass a token, because
+    positions then move. Raises UsageError for an empty prompt.
+    """
+    if not prompts:
+        return []
+    if min(map(len, prompts)) < 1:
+        raise UsageError("a prompt has no tokens: give it at least one, such as the end-of-text token")
+    settings = Sampling(temperature, top_k, top_p)
+    limit = model.context_limit
+    prompts = [np.asarray(p, np.int32) for p in prompts]
+    lengths = np.array([len(p) for p in prompts], np.int32)
+    longest = int(lengths.max())
+    ids = np.zeros((len(prompts), longest + tokens), np.int32)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
+    cached = tokens if limit is None else max(0, min(tokens, limit - longest))
+    if cached:
+        ids = _cached(model, settings, longest, cached, params, ids, lengths, keys)
+    if cached < tokens:
+        ids = _sliding(model, settings, limit, tokens - cached, params, ids, lengths + cached, keys, cached)
+    ids = np.asarray(ids)
+    return [_until(row[n : n + tokens], eos_id) for row, n in zip(ids, lengths, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _cached(model, settings, prompt_len, tokens, params, ids, lengths, keys):
+    """`ids` with `tokens` more in each row: one pass over the prompts, then a token at a time."""
+    rows = jnp.arange(ids.shape[0])
+    cache = specs.initialize(model.cache_spec(ids.shape[0], prompt_len + tokens), jax.random.key(0))
+    head = model.head(params)
+
+    def draw(ids, hidden_BD, t):
+        chosen = _draw(settings, model.logits(head, hidden_BD), keys, t)
+        return ids.at[rows, lengths + t].set(chosen), chosen
+
+    def step(carry, t):
+        ids, last, cache = carry
+        out = model.apply(params, {"tokens_BL": last[:, None]}, cache=cache)
+        ids, last = draw(ids, out.hidden_BLD[:, 0], t)
+        return (ids, last, out.cache), None
+
+    out = model.apply(params, {"tokens_BL": ids[:, :prompt_len]}, cache=cache)
+    # What the padding of shorter prompts left in the cache is forgotten, and then overwritten.
+    cache = out.cache | {"length": lengths}
+    ids, last = draw(ids, out.hidden_BLD[rows, lengths - 1], 0)
+    return jax.lax.scan(step, (ids, last, cache), jnp.arange(1, tokens))[0][0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _sliding(model, settings, limit, tokens, params, ids, lengths, keys, drawn):
+    """`ids` with `tokens` more in each row, each from a full pass over the `limit` tokens before it."""
+    rows = jnp.arange(ids.shape[0])
+    head = model.head(params)
+    ids = jnp.pad(ids, ((0, 0), (0, max(0, limit - ids.shape[1]))))
+
+    def step(ids, t):
+        first = jnp.maximum(lengths + t - limit, 0)
+        context = jax.vmap(lambda row, i: jax.lax.dynamic_slice(row, (i,), (limit,)))(ids, first)
+        out = model.apply(params, {"tokens_BL": context})
+        hidden_BD = out.hidden_BLD[rows, jnp.minimum(lengths + t, limit) - 1]
+        chosen = _draw(settings, model.logits(head, hidden_BD), keys, drawn + t)
+        return ids.at[rows, lengths + t].set(chosen), None
+
+    return jax.lax.scan(step, ids, jnp.arange(tokens))[0]
+
+
+def _draw(settings: Sampling, logits_BV: jax.Array, keys_B: jax.Array, t: jax.Array | int) -> jax.Array:
+    """One id a row; the key of a draw is the row's own folded with the number of tokens drawn before."""
+    if settings.temperature == 0:
+        return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+    logits_BV = filter_logits(logits_BV / settings.temperature, settings.top_k, settings.top_p)
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def filter_logits(logits_BV: jax.Array, top_k: int | None, top_p: float | None) -> jax.Array:
+    """The logits with all but the `top_k` likeliest excluded, then all but the fewest that hold `top_p` of the rest."""
+    if top_k is not None and top_k < logits_BV.shape[-1]:
+        least = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < least, _EXCLUDED, logits_BV)
+    if top_p is not None and top_p < 1:
+        sorted_BV = jnp.sort(logits_BV, -1, descending=True)
+        share_BV = jax.nn.softmax(sorted_BV, -1)
+        kept_BV = jnp.cumsum(share_BV, -1) - share_BV < top_p
+        least = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), -1, keepdims=True)
+        logits_BV = jnp.where(logits_BV < least, _EXCLUDED, logits_BV)
+    return logits_BV
+
+
+def _until(ids: np.ndarray, eos_id: int | None) -> np.ndarray:
+    ends = np.flatnonzero(ids == eos_id) if eos_id is not None else ()
+    return ids[: ends[0] + 1] if len(ends) else ids

@@ -1,0 +1,1 @@
+"""Weights in and out: checkpoints of our own, and those of others."""

@@ -1,0 +1,45 @@
+"""Models and tokenizers from checkpoints."""
+
+import os
+from typing import Any
+
+import jax
+
+from lm.core import params as specs
+from lm.data import tokenizers
+from lm.train import checkpoint, folder
+from lm.train.checkpoint import Checkpoints
+
+
+def load(name: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """(model, params) of a run folder's newest verified step, or of one step's folder.
+
+    Parameters are float32 on the default device: the average of the weights where the run keeps one. Raises
+    UsageError where `name` is neither, or where no step verifies.
+    """
+    run_folder, step = checkpoint.locate(name)
+    run = load_run(name)
+    part = "ema" if run.train.ema_decay is not None else "params"
+    abstract = specs.abstract(run.model.spec())
+    return run.model, Checkpoints(run_folder).restore_params(abstract, step, part)[0]
+
+
+def load_params(name: str | os.PathLike, abstract: dict[str, Any]) -> dict[str, jax.Array]:
+    """The parameters of a checkpoint placed like `abstract`, a tree of ShapeDtypeStruct with shardings.
+
+    Raises UsageError where a leaf is missing or has another shape.
+    """
+    run_folder, step = checkpoint.locate(name)
+    return Checkpoints(run_folder).restore_params(abstract, step)[0]
+
+
+def load_run(name: str | os.PathLike) -> Any:
+    """The resolved Run that a checkpoint's folder keeps."""
+    run_folder, _ = checkpoint.locate(name)
+    return folder.read_config(run_folder)
+
+
+def load_tokenizer(name: str | os.PathLike) -> tokenizers.Tokenizer:
+    """The tokenizer that a checkpoint's run folder keeps."""
+    run_folder, _ = checkpoint.locate(name)
+    return tokenizers.load(folder.tokenizer_file(run_folder))

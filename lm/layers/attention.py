@@ -1,0 +1,150 @@
+"""Attention: the spec of its projections, and softmax attention in blocks of queries."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.layers.linear import linear_spec
+from lm.layers.masks import visible
+
+# Scores take at most this many rows at a time: memory grows with S, not L x S, and causal blocks skip the future.
+QUERY_BLOCK = 512
+
+_HIDDEN = -1e30
+
+
+def attention_spec(
+    width: int, heads: int, kv_heads: int, head_dim: int, bias: bool, init: Callable, out_init: Callable
+) -> dict[str, Any]:
+    """{"q": D -> [H, C], "k", "v": D -> [K, C], "o": [H, C] -> D}; `out_init` draws the way back."""
+    queries, keys = {"heads": heads, "head_dim": head_dim}, {"kv_heads": kv_heads, "head_dim": head_dim}
+    return {
+        "q": linear_spec({"embed": width}, queries, init, bias),
+        "k": linear_spec({"embed": width}, keys, init, bias),
+        "v": linear_spec({"embed": width}, keys, init, bias),
+        "o": linear_spec(queries, {"embed": width}, out_init, bias),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What attention computes besides the products: all static."""
+
+    causal: bool = True
+    window: int | None = None
+    scale: float | None = None
+    soft_cap: float | None = None
+    dropout: float = 0.0
+
+
+def attention(
+    form: Form,
+    q_BLHC: jax.Array,
+    k_BSKC: jax.Array,
+    v_BSKC: jax.Array,
+    *,
+    starts_B: jax.Array | None = None,
+    documents: tuple[jax.Array, jax.Array] | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """o_BLHC: softmax(scale * q k' + mask) v with softmax in float32; query head h reads key head h // G.
+
+    `starts_B` is the place among the keys of each row's first query (0 without it); `documents`, (of queries
+    [B, L], of keys [B, S]), keeps attention inside equal numbers. `scale` is C^-0.5 unless given; `key` turns
+    dropout of the weights on. Vaswani et al. 2017 (1706.03762); grouped heads: Ainslie et al. 2023 (2305.13245).
+    """
+    form = dataclasses.replace(form, scale=q_BLHC.shape[-1] ** -0.5 if form.scale is None else form.scale)
+    (B, L, H, C), (S, K) = q_BLHC.shape, k_BSKC.shape[1:3]
+    q_BKGLC = q_BLHC.reshape(B, L, K, H // K, C).transpose(0, 2, 3, 1, 4)
+    k_BKSC, v_BKSC = k_BSKC.transpose(0, 2, 1, 3), v_BSKC.transpose(0, 2, 1, 3)
+    blocks = []
+    for i, (rows, columns) in enumerate(_blocks(form, L, S, aligned=starts_B is None)):
+        mask = _mask(form, rows, columns, starts_B, documents)
+        block_key = None if key is None or form.dropout == 0.0 else jax.random.fold_in(key, i)
+        blocks.append(
+            _block(form, q_BKGLC[:, :, :, rows], k_BKSC[:, :, columns], v_BKSC[:, :, columns], mask, block_key)
+        )
+    o_BKGLC = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
+    return o_BKGLC.transpose(0, 3, 1, 2, 4).reshape(B, L, H, C)
+
+
+def _blocks(form: Form, L: int, S: int, aligned: bool) -> list[tuple[slice, slice]]:
+    """Slices (queries, the keys that they may see); only aligned causal blocks know their keys beforehand."""
+    spans = []
+    for first in range(0, L, QUERY_BLOCK):
+        last = min(first + QUERY_BLOCK, L)
+        causal = form.causal and aligned
+        low = max(0, first - form.window + 1) if causal and form.window is not None else 0
+        spans.append((slice(first, last), slice(low, last if causal else S)))
+    return spans
+
+
+def _mask(form, rows, columns, starts_B, documents):
+    """What `visible` needs for one block, or None where every query sees every key."""
+    if not form.causal and form.window is None and documents is None:
+        return None
+    query_BL = jnp.arange(rows.start, rows.stop)[None, :]
+    if starts_B is not None:
+        query_BL = query_BL + starts_B[:, None]
+    indices = (query_BL, jnp.arange(columns.start, columns.stop)[None, :])
+    return indices if documents is None else (*indices, documents[0][:, rows], documents[1][:, columns])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _block(form, q_BKGLC, k_BKSC, v_BKSC, mask, key):
+    return _block_forward(form, q_BKGLC, k_BKSC, v_BKSC, mask, key)[0]
+
+
+def _block_forward(form, q_BKGLC, k_BKSC, v_BKSC, mask, key):
+    scores, _ = _scores(form, q_BKGLC, k_BKSC, mask)
+    exponent = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
+    weights = exponent / jnp.sum(exponent, -1, keepdims=True)
+    o = _dot("bkgls,bksc->bkglc", _drop(form, weights, key).astype(v_BKSC.dtype), v_BKSC)
+    o = o.astype(q_BKGLC.dtype)
+    return o, (q_BKGLC, k_BKSC, v_BKSC, mask, key, o, weights)
+
+
+def _block_backward(form, residuals, do):
+    q, k, v, mask, key, o, weights = residuals
+    dv = _dot("bkgls,bkglc->bksc", _drop(form, weights, key).astype(do.dtype), do)
+    dweights = _drop(form, _dot("bkglc,bksc->bkgls", do, v), key)
+    # sum over s of weights * dweights, at the cost of C instead of S (Dao et al. 2022, 2205.14135).
+    delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), -1, keepdims=True)
+    dscores = weights * (dweights - delta)
+    if form.soft_cap is not None:
+        _, squashed = _scores(form, q, k, mask)
+        dscores = dscores * (1 - jnp.square(squashed))
+    dscores = (dscores * form.scale).astype(q.dtype)
+    dq = _dot("bkgls,bksc->bkglc", dscores, k)
+    dk = _dot("bkgls,bkglc->bksc", dscores, q)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+_block.defvjp(_block_forward, _block_backward)
+
+
+def _scores(form, q, k, mask):
+    """Masked scores in float32, and tanh(score / cap) where there is a cap."""
+    scores, squashed = form.scale * _dot("bkglc,bksc->bkgls", q, k), None
+    if form.soft_cap is not None:
+        squashed = jnp.tanh(scores / form.soft_cap)
+        scores = form.soft_cap * squashed
+    if mask is not None:
+        seen = visible(*mask, causal=form.causal, window=form.window)
+        scores = jnp.where(seen[:, None, None], scores, _HIDDEN)
+    return scores, squashed
+
+
+def _drop(form, x, key):
+    if key is None:
+        return x
+    kept = jax.random.bernoulli(key, 1 - form.dropout, x.shape)
+    return jnp.where(kept, x / (1 - form.dropout), 0.0)
+
+
+def _dot(equation, a, b):
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)

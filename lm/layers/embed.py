@@ -1,0 +1,39 @@
+"""Token tables: ids to vectors, and vectors back to logits."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lm.core.params import Param
+from lm.layers.linear import project
+
+MASKED_LOGIT = -1e9
+
+
+def embed_spec(rows: int, width: int, init: Callable, axis: str = "vocab") -> dict[str, Param]:
+    """{"table": [rows, D]}; its input is the row index."""
+    return {"table": Param((rows, width), (axis, "embed"), init, inputs=(axis,), role="embedding")}
+
+
+def embed(p: dict[str, jax.Array], ids: jax.Array, dtype: str) -> jax.Array:
+    """[..., D] in `dtype`: the rows of the table at `ids`."""
+    return p["table"][ids].astype(dtype)
+
+
+def unembed(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """[..., V] logits in float32: x [..., D] times each row of the table [V, D]."""
+    return project(x, p["table"].T)
+
+
+def mask_padding(logits: jax.Array, valid: int | None) -> jax.Array:
+    """`logits` [..., V] with those at and above `valid` at MASKED_LOGIT; all of them valid without it."""
+    if valid is None or valid == logits.shape[-1]:
+        return logits
+    real = jnp.arange(logits.shape[-1]) < valid
+    return jnp.where(real.reshape((1,) * (logits.ndim - 1) + (-1,)), logits, MASKED_LOGIT)
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(x / cap): the identity near zero, never beyond +-cap (Gemma 2, 2408.00118)."""
+    return cap * jnp.tanh(x / cap)

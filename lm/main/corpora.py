@@ -1,0 +1,103 @@
+"""The text of a run: its corpus, opened or built, and the batches of training and validation made from it."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from rich.progress import Progress
+
+from lm.core.errors import UsageError
+from lm.data import corpus as corpora
+from lm.data.stream import Stream, open_stream, prefetch
+from lm.evals import perplexity
+from lm.parallel import hosts, rules
+from lm.parallel.mesh import under
+
+Batches = Iterator[dict[str, jax.Array]]
+
+
+def of_run(run: Any, workdir: str) -> corpora.Corpus:
+    """The corpus that the run names, or the one it builds from `data.source` in its folder.
+
+    Process 0 builds; the others wait. Raises UsageError for a run that names neither.
+    """
+    if run.data.mixture:
+        return corpora.Corpus(run.data.mixture[0][0])
+    if run.data.corpus:
+        return corpora.Corpus(run.data.corpus)
+    if run.data.source is None:
+        raise UsageError("this experiment brings no text: build a corpus with lm corpus, and pass --corpus=DIR")
+    folder = corpus_folder(run, workdir)
+    if hosts.is_main():
+        build_shown(run.data.source, run.data.tokenizer, folder, validation=run.data.validation)
+    if jax.process_count() > 1:
+        hosts.barrier("corpus")
+    return corpora.Corpus(folder)
+
+
+def corpus_folder(run: Any, workdir: str) -> str:
+    """Where the run's text is, or will be built."""
+    return run.data.corpus or os.path.join(workdir, "corpus")
+
+
+def build_shown(source: str, tokenizer: Any, out: str, **options: Any) -> corpora.Corpus:
+    """`corpus.build` with a bar for each of its stages."""
+    with Progress(transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=None)
+            progress.update(tasks[stage], completed=done, total=total or None)
+
+        return corpora.build(source, tokenizer, out, progress=show, **options)
+
+
+def training_batches(run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh, start: int, steps: int) -> Batches:
+    """The next `steps` global batches from example `start` on, prepared ahead; each process reads its own rows."""
+    data = run.data if run.data.mixture else _pointed_at(run.data, corpus)
+    size = run.train.batch_size
+    stream = open_stream(data, run.objective, run.train.seq_len, size)
+    first, count = hosts.host_rows(mesh, size)
+    rows = prefetch(stream, start, size, steps=steps, host=first // count, hosts=size // count, workers=run.data.workers)
+    place = rules.batch_sharding(mesh)
+    return (hosts.global_array(batch, place) for batch in rows)
+
+
+def validation(run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]] | None:
+    """A function from weights to val_loss and val_bits_per_byte; None where the corpus has no validation split."""
+    if "validation" not in corpus.splits:
+        return None
+    size = run.evals.batch_size or run.train.batch_size
+    return scorer(run.model, run.objective, corpus.splits["validation"], mesh, size, run.evals, run.train.seq_len)
+
+
+def scorer(
+    model: Any, objective: Any, split: Any, mesh: jax.sharding.Mesh, batch_size: int, evals: Any, seq_len: int
+) -> Callable[[Any], dict[str, float]]:
+    """A function from weights to the figures of a split, every token of it predicted once unless limited."""
+    length = evals.seq_len or seq_len
+    stream = Stream(split, objective, length, order="sequential")
+    examples = stream.examples
+    if evals.max_tokens is not None:
+        examples = min(examples, -(-evals.max_tokens // length))
+    first, count = hosts.host_rows(mesh, batch_size)
+    place = rules.batch_sharding(mesh)
+    evaluate = under(mesh, perplexity.make_evaluate(model, objective))
+
+    def score(weights: Any) -> dict[str, float]:
+        starts = range(0, examples, batch_size)
+        batches = (hosts.global_array(stream.rows(start + first, count), place) for start in starts)
+        means = evaluate(weights, None, batches)
+        if "nll" not in means:
+            return {"val_loss": means["loss"]}
+        bits = perplexity.bits_per_byte(means["nll"], split.tokens, split.text_bytes)
+        return {"val_loss": means["nll"], "val_bits_per_byte": bits}
+
+    return score
+
+
+def _pointed_at(data: Any, corpus: corpora.Corpus) -> Any:
+    return dataclasses.replace(data, corpus=os.fspath(corpus.folder))

@@ -1,0 +1,19 @@
+"""Starts JAX: the processes that make up a run, and on CPU one host device a core."""
+
+import os
+
+import jax
+
+from lm.parallel import hosts
+
+
+def start(batch_size: int) -> None:
+    """Joins the processes of the environment; on CPU starts as many devices as cores that divide the batch."""
+    layout = hosts.resolve(os.environ)
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        count = hosts.cpu_devices(batch_size, os.environ)
+        if count is not None:
+            jax.config.update("jax_num_cpu_devices", count)
+    hosts.initialize(layout)
+    if layout.source != "single" and hosts.is_main():
+        print(f"{jax.process_count()} processes (from {layout.source}), {jax.device_count()} devices")

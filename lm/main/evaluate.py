@@ -1,0 +1,84 @@
+"""Loss, perplexity and bits per byte of a checkpoint on a corpus's split or on a source of text.
+
+  lm evaluate --checkpoint=runs/shk_run --corpus=runs/shk
+  lm evaluate --checkpoint=runs/quickstart --source=text:README.md
+"""
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from lm.core.errors import UsageError
+from lm.main.flags import required
+
+
+def define(values: flags.FlagValues) -> None:
+    """Registers the flags of `lm evaluate`."""
+    flags.DEFINE_string("checkpoint", None, "a run folder, or one step's folder", flag_values=values)
+    flags.DEFINE_string("corpus", None, "a corpus folder, made with the checkpoint's tokenizer", flag_values=values)
+    flags.DEFINE_string("split", "validation", "the split of the corpus", flag_values=values)
+    flags.DEFINE_string("source", None, "text to tokenise and score, such as text:FILE", flag_values=values)
+    flags.DEFINE_integer("batch_size", 16, "sequences at once", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("seq_len", None, "tokens a sequence; unset takes the run's", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("max_tokens", None, "stop after this many", lower_bound=1, flag_values=values)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Prints one figure a line, `name: value`; returns the exit code."""
+    checkpoint = required(values, "checkpoint")
+    if (values["corpus"].value is None) == (values["source"].value is None):
+        raise UsageError("give one of --corpus=DIR and --source=SRC")
+
+    from lm.interop.load import load, load_run, load_tokenizer
+    from lm.main import corpora, devices
+    from lm.parallel.mesh import Mesh
+    from lm.train.run import Evals
+
+    run, tokenizer = load_run(checkpoint), load_tokenizer(checkpoint)
+    batch_size, max_tokens = values["batch_size"].value, values["max_tokens"].value
+    devices.start(batch_size)
+    with _split(values, tokenizer) as split:
+        model, params = load(checkpoint)
+        evals = Evals(batch_size=batch_size, seq_len=values["seq_len"].value, max_tokens=max_tokens)
+        score = corpora.scorer(
+            model, run.objective, split, Mesh().build(), batch_size, evals, run.train.seq_len
+        )
+        figures = score(params)
+        loss = figures["val_loss"]
+        print(f"loss: {loss:.6f}")
+        print(f"perplexity: {math.exp(min(loss, 700)):.4f}")
+        if "val_bits_per_byte" in figures:
+            print(f"bits_per_byte: {figures['val_bits_per_byte']:.6f}")
+        print(f"tokens: {split.tokens}")
+        print(f"bytes: {split.text_bytes}")
+    return 0
+
+
+@contextlib.contextmanager
+def _split(values: flags.FlagValues, tokenizer: Any) -> Iterator[Any]:
+    """The tokens to score: a split of the corpus, or the source in a corpus that lasts as long as this."""
+    from lm.data import corpus as corpora
+
+    if values["corpus"].value is None:
+        with tempfile.TemporaryDirectory() as folder:
+            built = corpora.build(values["source"].value, tokenizer, os.path.join(folder, "corpus"), validation=0.0)
+            yield built.split("train")
+        return
+    opened = corpora.Corpus(values["corpus"].value)
+    if opened.tokenizer_digest != tokenizer.digest:
+        raise UsageError(
+            f"corpus {values['corpus'].value} was made with another tokenizer than the checkpoint's: "
+            "pass its text as --source, or build it with --tokenizer=RUN_FOLDER/tokenizer.*"
+        )
+    yield opened.split(values["split"].value)
+
+
+if __name__ == "__main__":
+    from lm.main.verbs import run as run_verb
+
+    run_verb("evaluate")

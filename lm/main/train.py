@@ -1,0 +1,167 @@
+"""Trains an experiment in a run folder; the same command continues it, and says so when it is done.
+
+  lm train --experiment=quickstart --workdir=runs/quickstart
+  lm train --experiment=shakespeare_char --corpus=runs/shk --workdir=runs/shk_run --set=train.steps=500
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from typing import Any
+
+from absl import flags
+
+from lm.core.errors import UsageError
+from lm.main.flags import define_experiment, load_run, required
+
+
+def define(values: flags.FlagValues) -> None:
+    """Registers the flags of `lm train`."""
+    define_experiment(values)
+    flags.DEFINE_string("workdir", None, "the run folder, made where it does not exist", flag_values=values)
+    flags.DEFINE_string("corpus", None, "a corpus folder, made by `lm corpus`", flag_values=values)
+    flags.DEFINE_string(
+        "init_from", None, "a checkpoint whose weights a new run starts from: a run folder or a step", flag_values=values
+    )
+    flags.DEFINE_string(
+        "profile", None, "FIRST:LAST, steps of a profiler trace into the run folder", flag_values=values
+    )
+    flags.DEFINE_boolean("steal", False, "take the run folder from a live process that holds it", flag_values=values)
+    flags.DEFINE_boolean(
+        "allow_changed_data", False, "continue on another corpus than the run began with", flag_values=values
+    )
+
+
+def main(values: flags.FlagValues) -> int:
+    """Trains; returns the exit code."""
+    started = time.monotonic()
+    experiment, workdir = required(values, "experiment"), required(values, "workdir")
+    run = load_run(experiment, values["set"].value)
+    if values["corpus"].value:
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, corpus=values["corpus"].value))
+    profile = _profile(values["profile"].value, run.train.steps)
+
+    from lm.core import files
+    from lm.main import corpora, devices
+    from lm.parallel import hosts
+    from lm.train.ledger import Ledger
+    from lm.train.lock import RunLock
+
+    devices.start(run.train.batch_size)
+    ledger = Ledger(workdir, writes=hosts.is_main())
+    with contextlib.ExitStack() as stack:
+        if hosts.is_main():
+            files.path(workdir).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(RunLock(workdir, steal=values["steal"].value, report=ledger.write))
+        corpus = corpora.of_run(run, workdir)
+        return _train(values, run, experiment, workdir, corpus, ledger, profile, started)
+
+
+def _train(
+    values: flags.FlagValues,
+    run: Any,
+    experiment: str,
+    workdir: str,
+    corpus: Any,
+    ledger: Any,
+    profile: tuple[int, int] | None,
+    started: float,
+) -> int:
+    from lm.core import config
+    from lm.main import closing, corpora
+    from lm.parallel import hosts
+    from lm.parallel.mesh import under
+    from lm.train import loop
+    from lm.train.checkpoint import Checkpoints
+    from lm.train.metrics import Metrics
+    from lm.train.progress import Display
+    from lm.train.run import resolve
+
+    run = resolve(run, corpus.vocab_size)
+    mesh = run.mesh.build()
+    hosts.host_rows(mesh, run.train.batch_size)
+    checkpoints = Checkpoints(workdir, run.train.keep_last, run.train.keep_every, report=ledger.write)
+    abstract, new, train_step = loop.prepare(run, mesh)
+    say = print if hosts.is_main() else lambda *_: None
+
+    if hosts.broadcast(checkpoints.steps()):
+        state, meta, step = checkpoints.restore(abstract, quarantine=True)
+        _check_data(meta, corpus, values["allow_changed_data"].value)
+        for name, (old, now) in config.diff(config.from_json(meta["run"]), run).items():
+            say(f"setting changed since step {step}: {name} was {old}, is {now}")
+    else:
+        state = new()
+        if values["init_from"].value:
+            state = _initialized_from(values["init_from"].value, run, state, abstract)
+            say(f"weights from {values['init_from'].value}")
+    first = int(state.step)
+    ledger.write("start", step=first, experiment=experiment, digest=config.digest(run), corpus=corpus.digest)
+    if first >= run.train.steps:
+        return closing.already_done(run, workdir, say)
+    if hosts.is_main():
+        _write_folder(workdir, run, experiment, corpus)
+    say(closing.opening(run, corpus, mesh, first))
+
+    metrics = Metrics(workdir, first, writes=hosts.is_main())
+    display = Display(visible=hosts.is_main(), total=run.train.steps, start=first)
+    parts = loop.Parts(
+        batches=corpora.training_batches(run, corpus, mesh, int(state.examples), run.train.steps - first),
+        checkpoints=checkpoints,
+        ledger=ledger,
+        metrics=metrics,
+        display=display,
+        meta={"run": config.to_json(run), "corpus": corpus.digest, "tokenizer": corpus.tokenizer_digest},
+        validate=corpora.validation(run, corpus, mesh),
+        sample=closing.sampler(run, corpus, workdir, display),
+        profile=profile,
+        profile_folder=os.path.join(workdir, "profile"),
+    )
+    state, code = loop.fit(run, state, under(mesh, train_step), mesh, parts)
+    ledger.write("stop", step=int(state.step), code=code)
+    if hosts.is_main():
+        metrics.close()
+        closing.report(run, corpus, workdir, code, time.monotonic() - started, say)
+    return code
+
+
+def _write_folder(workdir: str, run: Any, experiment: str, corpus: Any) -> None:
+    from lm.train import folder
+
+    folder.write_config(workdir, run, experiment)
+    folder.keep_tokenizer(workdir, corpus.tokenizer_file)
+
+
+def _check_data(meta: dict[str, Any], corpus: Any, allowed: bool) -> None:
+    for name, now in (("tokenizer", corpus.tokenizer_digest), ("corpus", corpus.digest)):
+        if meta[name] != now and not (allowed and name == "corpus"):
+            way_out = " or pass --allow_changed_data" if name == "corpus" else ""
+            raise UsageError(
+                f"the run was trained with {name} {meta[name][:12]} and --corpus has {now[:12]}: "
+                f"give it the corpus that it began with, another --workdir{way_out}"
+            )
+
+
+def _initialized_from(checkpoint: str, run: Any, state: Any, abstract: Any) -> Any:
+    import jax
+
+    from lm.interop.load import load_params
+
+    weights = load_params(checkpoint, abstract.params)
+    average = None if state.ema is None else jax.tree.map(jax.numpy.copy, weights)
+    return state.replace(params=weights, ema=average)
+
+
+def _profile(text: str | None, steps: int) -> tuple[int, int] | None:
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last) <= steps):
+        raise UsageError(f"--profile={text} needs FIRST:LAST, steps from 1 to train.steps={steps}")
+    return int(first), int(last)
+
+
+if __name__ == "__main__":
+    from lm.main.verbs import run as run_verb
+
+    run_verb("train")

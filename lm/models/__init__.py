@@ -1,0 +1,1 @@
+"""One architecture a file: a frozen dataclass with pure methods."""

@@ -1,0 +1,1 @@
+"""What is predicted from what: corruption on the host, loss on the device."""

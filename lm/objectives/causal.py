@@ -1,0 +1,81 @@
+"""Predict each token from those before it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm.core.errors import check_positive
+from lm.objectives.cross_entropy import TokenLoss, cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal:
+    """The autoregressive objective: -log p(token | tokens before it in the window).
+
+    Documents follow one another in a window as they lie in the corpus, and tokens see across the border.
+    With `isolate_documents` attention and positions restart at each, and a document's first token, which
+    then has nothing before it, is not predicted.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    chunk_tokens: int | None = None
+    isolate_documents: bool = False
+
+    extra_ids = ()
+
+    def __post_init__(self):
+        TokenLoss(1, self.label_smoothing, self.z_loss)
+        if self.chunk_tokens is not None:
+            check_positive(chunk_tokens=self.chunk_tokens)
+
+    def window(self, seq_len: int) -> int:
+        """The raw tokens behind a row of `seq_len`: each target is the token after."""
+        return seq_len + 1
+
+    def corrupt(self, rng: np.random.Generator, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """One row of a batch from row = {"tokens": [W] int, "documents": [W] int, -1 at padding}.
+
+        Weights are 1 where the target is no padding. Nothing is random here.
+        """
+        tokens, documents = (np.asarray(row[name], np.int32) for name in ("tokens", "documents"))
+        index = np.arange(len(tokens) - 1, dtype=np.int32)
+        predicted = documents[1:] >= 0
+        batch = {"tokens_BL": tokens[:-1], "targets_BL": tokens[1:]}
+        if self.isolate_documents:
+            predicted &= documents[1:] == documents[:-1]
+            batch |= {"positions_BL": _restarting(index, documents[:-1]), "documents_BL": documents[:-1]}
+        return batch | {"weights_BL": predicted.astype(np.float32)}
+
+    def loss(
+        self,
+        model: Any,
+        params: dict[str, Any],
+        batch: dict[str, jax.Array],
+        *,
+        key: jax.Array | None = None,
+        frozen: Any = None,
+    ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
+        """{name: (sum over tokens, sum of weights, coefficient)}; terms with coefficient 0 are only reported."""
+        out = model.apply(params, batch, key=key)
+        form = TokenLoss(model.valid_vocab_size or model.vocab_size, self.label_smoothing, self.z_loss)
+        loss, sums = cross_entropy(
+            form,
+            model.logits,
+            model.head(params),
+            out.hidden_BLD,
+            batch["targets_BL"],
+            batch["weights_BL"],
+            self.chunk_tokens,
+        )
+        weight = batch["weights_BL"].sum()
+        reported = ("nll", "accuracy", "z_loss") if self.z_loss else ("nll", "accuracy")
+        return {"loss": (loss, weight, 1.0)} | {name: (sums[name], weight, 0.0) for name in reported} | out.aux
+
+
+def _restarting(index: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Each token's distance from the first of its document in the window."""
+    starts = np.concatenate([[True], documents[1:] != documents[:-1]])
+    return index - np.maximum.accumulate(np.where(starts, index, 0))

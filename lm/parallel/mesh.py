@@ -1,0 +1,72 @@
+"""The device mesh: named axes in one order, size 1 when unused."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType
+
+from lm.core.errors import UsageError
+from lm.parallel.rules import MESH_AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; `data=None` takes the devices that the others leave."""
+
+    data: int | None = None
+    fsdp: int = 1
+    expert: int = 1
+    seq: int = 1
+    tensor: int = 1
+    stage: int = 1
+    slices: int = 1
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value < 1:
+                raise UsageError(f"mesh.{field.name}={value} must be at least 1")
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """{axis: size} for that many devices; raises UsageError where they do not divide."""
+        others = math.prod(getattr(self, a) for a in MESH_AXES if a != "data")
+        if self.data is None and devices % others:
+            raise UsageError(f"mesh {self._named()} needs a multiple of {others} devices, and there are {devices}")
+        data = devices // others if self.data is None else self.data
+        if data * others != devices:
+            raise UsageError(
+                f"mesh {self._named()} covers {data * others} devices, and there are {devices}: "
+                "leave mesh.data unset to take those that are left"
+            )
+        if data % self.slices:
+            raise UsageError(f"mesh.slices={self.slices} does not divide mesh.data={data}")
+        return {a: data if a == "data" else getattr(self, a) for a in MESH_AXES}
+
+    def build(self, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+        """The jax Mesh; over `slices` of a multi-slice system, data parallelism crosses the slow network."""
+        devices = list(jax.devices() if devices is None else devices)
+        sizes = self.sizes(len(devices))
+        if self.slices > 1:
+            within = [sizes[a] // (self.slices if a == "data" else 1) for a in MESH_AXES]
+            across = [self.slices if a == "data" else 1 for a in MESH_AXES]
+            array = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+        else:
+            array = mesh_utils.create_device_mesh([sizes[a] for a in MESH_AXES], devices)
+        return jax.sharding.Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+    def _named(self) -> str:
+        set_axes = {a: getattr(self, a) for a in MESH_AXES if getattr(self, a) not in (None, 1)}
+        return " x ".join(f"{a}={n}" for a, n in set_axes.items()) or "data"
+
+
+def under(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
+    """`function`, traced and run with `mesh` in context, so that activations are constrained to it."""
+
+    def call(*arguments):
+        with jax.set_mesh(mesh):
+            return function(*arguments)
+
+    return call

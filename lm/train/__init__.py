@@ -1,0 +1,1 @@
+"""One step, one loop, and what they are made of."""

@@ -1,0 +1,46 @@
+"""The run folder: where things stand in it, and the resolved config that it keeps."""
+
+import os
+from typing import Any
+
+from lm.core import config, files
+from lm.core.errors import UsageError
+from lm.train.run import Run
+
+CONFIG = "config.json"
+
+
+def write_config(folder: str | os.PathLike, run: Run, experiment: str) -> None:
+    """Writes `config.json`: the resolved run, its digest, and the experiment that it came from."""
+    record = {"experiment": experiment, "digest": config.digest(run), "run": config.to_json(run)}
+    files.write_json(files.path(folder) / CONFIG, record)
+
+
+def read_config(folder: str | os.PathLike) -> Run | None:
+    """The run that the folder keeps; None where it has none. Raises UsageError for a damaged file."""
+    name = files.path(folder) / CONFIG
+    if not name.exists():
+        return None
+    try:
+        record: dict[str, Any] = files.read_json(name)
+        run = config.from_json(record["run"])
+        expected = record["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{name} cannot be read ({error}): restore it, or move the run folder away") from None
+    if config.digest(run) != expected:
+        raise UsageError(f"{name} was changed by hand: its digest is not {expected}; use --set on the command line")
+    return run
+
+
+def keep_tokenizer(folder: str | os.PathLike, tokenizer_file: str | os.PathLike) -> None:
+    """Copies the corpus's tokenizer into the run folder, under its own name."""
+    source = files.path(tokenizer_file)
+    files.write_bytes(files.path(folder) / source.name, source.read_bytes())
+
+
+def tokenizer_file(folder: str | os.PathLike) -> Any:
+    """The tokenizer that the run folder keeps; raises UsageError where there is none."""
+    found = sorted(files.path(folder).glob("tokenizer.*"))
+    if not found:
+        raise UsageError(f"{os.fspath(folder)} keeps no tokenizer: is it a run folder?")
+    return found[0]

@@ -1,0 +1,218 @@
+"""The one training loop: batches in, a finished or saved run out."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lm.core import tree
+from lm.parallel import hosts, rules
+from lm.train import meters, step
+from lm.train.checkpoint import Checkpoints
+from lm.train.ledger import Ledger
+from lm.train.metrics import Metrics
+from lm.train.progress import Display
+from lm.train.run import Run
+from lm.train.step import State
+
+DONE, RESTART, SUSPICIOUS_RESULT = 0, 75, 17
+
+
+@dataclasses.dataclass
+class Parts:
+    """What the loop is given; it composes nothing itself."""
+
+    batches: Iterator[dict[str, jax.Array]]
+    checkpoints: Checkpoints
+    ledger: Ledger
+    metrics: Metrics
+    display: Display
+    meta: dict[str, Any]  # Saved beside each state.
+    validate: Callable[[Any], Mapping[str, float]] | None = None  # Weights to figures of one row.
+    sample: Callable[[Any, int], None] | None = None  # Weights and step to a file in samples/.
+    profile: tuple[int, int] | None = None  # The first and last step of a trace.
+    profile_folder: str = ""
+
+
+def prepare(run: Run, mesh: jax.sharding.Mesh) -> tuple[State, Callable[[], State], Callable]:
+    """(the abstract state with its shardings, a function that makes a new one, the jitted step)."""
+    spec = run.model.spec()
+    optimizer = run.optimizer.build(spec)
+
+    def new() -> State:
+        return step.initialize(spec, optimizer, jax.random.key(run.train.seed), run.train.ema_decay is not None)
+
+    abstract = jax.eval_shape(new)
+    places = step.shardings(spec, abstract, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+    pure = step.make_step(
+        run.model,
+        run.objective,
+        optimizer,
+        run.schedule.build(run.train.steps),
+        seed=run.train.seed,
+        accumulate=run.train.accumulate,
+        ema_decay=run.train.ema_decay,
+        poison=run.train.poison,
+    )
+    whole, rows = NamedSharding(mesh, PartitionSpec()), rules.batch_sharding(mesh)
+    jitted = jax.jit(pure, donate_argnums=0, in_shardings=(places, rows), out_shardings=(places, whole))
+    return abstract, jax.jit(new, out_shardings=places), jitted
+
+
+def evaluated_weights(state: State) -> Any:
+    """The average of the weights where the run keeps one, else the weights."""
+    return state.params if state.ema is None else state.ema
+
+
+def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, parts: Parts) -> tuple[State, int]:
+    """Trains from `state` to the last step; returns the state and an exit code.
+
+    DONE at the end; RESTART after SIGTERM or Ctrl-C, saved; SUSPICIOUS_RESULT after `train.max_skipped` steps
+    in a row without finite numbers, with what is known about them in the ledger.
+    """
+    clock = _Clock(run, mesh)
+    log = _Log(run, parts, clock)
+    steps = run.train.steps
+    first_traced, last_traced = parts.profile or (None, None)
+    with _stop_signals() as stop, parts.display:
+        for done in range(int(state.step) + 1, steps + 1):
+            if done == first_traced:
+                jax.profiler.start_trace(parts.profile_folder)
+            state, metrics = train_step(state, next(parts.batches))
+            if done == last_traced:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                parts.display.say(f"the trace of steps {first_traced} to {done} is in {parts.profile_folder}")
+            log.take(done, metrics)
+            parts.checkpoints.check()
+            parts.display.advance(done)
+            if log.skipped >= run.train.max_skipped:
+                _report_skips(run, state, parts, done - 1)
+                return state, SUSPICIOUS_RESULT
+            if done == steps or done % run.train.eval_every == 0:
+                log.flush()
+                with clock.paused(state):
+                    _evaluate(parts, state, done)
+            stopping = done < steps and hosts.any_process(stop.is_set())
+            if done == steps or stopping or done % run.train.save_every == 0:
+                log.flush()
+                with clock.paused(state):
+                    parts.checkpoints.save(done, state, parts.meta)
+            if stopping:
+                parts.checkpoints.wait()
+                parts.display.say(f"saved step {done}; the same command continues from there")
+                return state, RESTART
+        parts.checkpoints.wait()
+    return state, DONE
+
+
+class _Clock:
+    """Tokens a second of training alone: compiling, evaluating and saving are left out."""
+
+    def __init__(self, run: Run, mesh: jax.sharding.Mesh):
+        self._tokens = run.train.batch_size * run.train.seq_len
+        self._flops = meters.flops_per_token(run.model, run.model.spec(), run.train.seq_len)
+        self._peak, self.convention = meters.peak_flops(list(mesh.devices.flat))
+        self._step: int | None = None
+        self._since = 0.0
+
+    def lap(self, done: int) -> dict[str, float]:
+        """The rates since the lap before; nothing the first time, which paid for the compilation."""
+        now, last = time.monotonic(), self._step
+        rates = {}
+        if last is not None and done > last:
+            rate = self._tokens * (done - last) / (now - self._since)
+            rates = {"tokens_per_second": rate, "mfu": rate * self._flops / self._peak}
+        self._step, self._since = done, now
+        return rates
+
+    @contextlib.contextmanager
+    def paused(self, state: State) -> Iterator[None]:
+        jax.block_until_ready(state)
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
+
+
+class _Log:
+    """Rows of metrics, fetched one step late so that the device never waits for Python."""
+
+    def __init__(self, run: Run, parts: Parts, clock: _Clock):
+        self._every, self._parts, self._clock = run.train.log_every, parts, clock
+        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+        self.skipped = 0
+
+    def take(self, done: int, metrics: dict[str, jax.Array]) -> None:
+        self.flush()
+        self._waiting = done, metrics
+
+    def flush(self) -> None:
+        if self._waiting is None:
+            return
+        (done, metrics), self._waiting = self._waiting, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.skipped = int(values.pop("skipped"))
+        if self.skipped:
+            self._parts.ledger.write("skipped", step=done, in_a_row=self.skipped)
+            self._parts.display.say(f"step {done}: loss or gradient is not finite; the update was skipped")
+        if done == 1 or done % self._every == 0:
+            values |= self._clock.lap(done)
+            self._parts.metrics.write(done, **values)
+            self._parts.display.log(done, values)
+
+
+def _evaluate(parts: Parts, state: State, done: int) -> None:
+    weights = evaluated_weights(state)
+    if parts.validate is not None:
+        row = dict(parts.validate(weights))
+        parts.metrics.write(done, **row)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in row.items())
+        parts.display.say(f"step {done}  {shown}")
+    if parts.sample is not None:
+        parts.sample(weights, done)
+
+
+def _report_skips(run: Run, state: State, parts: Parts, done: int) -> None:
+    norms = {path: float(jax.numpy.linalg.norm(x.ravel())) for path, x in tree.flatten(state.params).items()}
+    first = run.train.batch_size * (done - run.train.max_skipped)
+    parts.ledger.write(
+        "not_finite",
+        step=done,
+        in_a_row=run.train.max_skipped,
+        examples=[first, run.train.batch_size * done],
+        seed=run.train.seed,
+        parameter_norms=norms,
+    )
+    parts.display.say(
+        f"stopped at step {done}: {run.train.max_skipped} steps in a row had no finite loss or gradient; the "
+        "ledger has the batches and norms. Lower schedule.peak, or see whether the data is damaged."
+    )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and the first Ctrl-C set; a second signal acts as it would without us."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def request(number, frame):
+        event.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

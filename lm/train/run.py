@@ -1,0 +1,90 @@
+"""The whole configuration of a run: what an experiment returns and what `config.json` holds."""
+
+import dataclasses
+from typing import Any
+
+from lm.core.config import setting
+from lm.core.errors import UsageError, check_positive
+from lm.data.stream import Data
+from lm.parallel.mesh import Mesh
+from lm.train import optimizers, schedules
+
+VOCAB_MULTIPLE = 128  # Matrix units take columns in groups of 128.
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long, in which batches, and how often to look and to save."""
+
+    steps: int = 1000
+    batch_size: int = 8  # Sequences a step, over all devices.
+    seq_len: int = 256
+    accumulate: int = 1  # Micro-batches a step.
+    seed: int = 0
+    ema_decay: float | None = None  # Keeps an exponential average of the weights, and evaluates it.
+    max_skipped: int = 3  # Steps in a row without finite numbers that stop the run.
+    poison: tuple[int, ...] | None = None  # (first, last) steps whose gradients become NaN: a drill.
+    log_every: int = setting(10, identity=False)
+    eval_every: int = setting(250, identity=False)
+    save_every: int = setting(500, identity=False)
+    keep_last: int = setting(2, identity=False)
+    keep_every: int | None = setting(None, identity=False)
+
+    def __post_init__(self):
+        names = ("steps", "batch_size", "seq_len", "accumulate", "max_skipped", "log_every", "eval_every", "save_every")
+        check_positive(**{f"train.{name}": getattr(self, name) for name in names})
+        if self.keep_last < 2:
+            raise UsageError(f"train.keep_last={self.keep_last} must be at least 2: a damaged step needs one before it")
+        if self.batch_size % self.accumulate:
+            raise UsageError(f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}")
+        if self.poison is not None and len(self.poison) != 2:
+            raise UsageError(f"train.poison={self.poison} needs two steps, the first and the last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evals:
+    """What is measured on the validation split while training."""
+
+    batch_size: int | None = None  # None takes the training batch.
+    seq_len: int | None = None  # None takes the training length.
+    max_tokens: int | None = None  # None takes the whole split.
+    sample_tokens: int = setting(0, identity=False)  # Tokens written to samples/ at each evaluation.
+    prompt: str = setting("\n", identity=False)
+    baselines: bool = setting(False, identity=False)  # Counting models and xz on the same bytes, at the end.
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run is a function of this alone, and of the corpus that `data` names."""
+
+    model: Any
+    objective: Any
+    data: Data = Data()
+    optimizer: optimizers.Optimizer = optimizers.AdamW()
+    schedule: schedules.Schedule = schedules.Cosine()
+    mesh: Mesh = setting(Mesh(), identity=False)
+    train: Train = Train()
+    evals: Evals = Evals()
+
+
+def resolve(run: Run, tokenizer_vocab_size: int) -> Run:
+    """`run` with the vocabulary sizes of its model filled in.
+
+    The rows are the tokenizer's and the objective's extra ids, padded to a multiple of 128 unless
+    `model.vocab_size` gives a number; logits past the valid ones are masked. Raises UsageError for a given
+    number below that, and for sequences longer than the model's positions.
+    """
+    valid = tokenizer_vocab_size + len(run.objective.extra_ids)
+    rows = run.model.vocab_size
+    if rows is None:
+        rows = -(-valid // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if rows < valid:
+        raise UsageError(
+            f"model.vocab_size={rows} is below the {valid} ids of the corpus's tokenizer and objective: "
+            "leave it unset, or use the corpus that the model was made for"
+        )
+    limit = run.model.context_limit
+    for name, length in (("train.seq_len", run.train.seq_len), ("evals.seq_len", run.evals.seq_len)):
+        if limit is not None and length is not None and length > limit:
+            raise UsageError(f"{name}={length} exceeds the model's positions: raise model.max_len={limit}")
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=rows, valid_vocab_size=valid))

@@ -1,0 +1,127 @@
+"""Learning-rate schedules: frozen configs that turn into optax schedules."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+from lm.core.errors import UsageError, check_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """`peak` after a linear warm-up from zero."""
+
+    peak: float = 1e-3
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        _check(self)
+
+    def build(self, steps: int) -> optax.Schedule:
+        """step -> learning rate, for a run of `steps`; a warm-up longer than the run is cut to it."""
+        return _warmed_up(self, steps, optax.constant_schedule(self.peak))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Falls in a straight line from `peak` to `final` at the last step, after the warm-up."""
+
+    peak: float = 1e-3
+    final: float = 0.0
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        _check(self)
+
+    def build(self, steps: int) -> optax.Schedule:
+        """step -> learning rate, for a run of `steps`."""
+        return _warmed_up(self, steps, optax.linear_schedule(self.peak, self.final, _after_warmup(self, steps)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from `peak` to `final` at the last step (Loshchilov and Hutter 2016, arXiv 1608.03983)."""
+
+    peak: float = 1e-3
+    final: float = 0.0
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        _check(self)
+
+    def build(self, steps: int) -> optax.Schedule:
+        """step -> learning rate, for a run of `steps`."""
+        decay = optax.cosine_decay_schedule(self.peak, _after_warmup(self, steps), alpha=self.final / self.peak)
+        return _warmed_up(self, steps, decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class InverseSqrt:
+    """peak * sqrt(warmup_steps / step) after the warm-up (Vaswani et al. 2017, arXiv 1706.03762, section 5.3)."""
+
+    peak: float = 1e-3
+    warmup_steps: int = 4000
+
+    def __post_init__(self):
+        _check(self)
+        check_positive(warmup_steps=self.warmup_steps)
+
+    def build(self, steps: int) -> optax.Schedule:
+        """step -> learning rate, for a run of `steps`; a cut warm-up shortens the timescale with it."""
+        warmup = _warmup_steps(self, steps)
+        return _warmed_up(self, steps, lambda step: self.peak * (1 + jnp.maximum(step, 0) / warmup) ** -0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class WSD:
+    """Warm-up, stable at `peak`, then linear decay to `final` over the last `decay_fraction` of the run.
+
+    Hu et al. 2024 (MiniCPM, arXiv 2404.06395), with the linear decay of Haegele et al. 2024 (arXiv 2405.18392).
+    """
+
+    peak: float = 1e-3
+    final: float = 0.0
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+
+    def __post_init__(self):
+        _check(self)
+        if not 0 <= self.decay_fraction <= 1:
+            raise UsageError(f"schedule.decay_fraction={self.decay_fraction} must be between 0 and 1")
+
+    def build(self, steps: int) -> optax.Schedule:
+        """step -> learning rate, for a run of `steps`."""
+        total = _after_warmup(self, steps)
+        decay_steps = max(1, round(steps * self.decay_fraction)) if self.decay_fraction else 0
+        decay_steps = min(decay_steps, total)
+        stable = optax.constant_schedule(self.peak)
+        decay = optax.linear_schedule(self.peak, self.final, max(1, decay_steps))
+        after = optax.join_schedules([stable, decay], [total - decay_steps]) if decay_steps else stable
+        return _warmed_up(self, steps, after)
+
+
+Schedule = Constant | Linear | Cosine | InverseSqrt | WSD
+
+
+def _check(schedule) -> None:
+    check_positive(**{"schedule.peak": schedule.peak})
+    if schedule.warmup_steps < 0:
+        raise UsageError(f"schedule.warmup_steps={schedule.warmup_steps} must not be negative")
+
+
+def _warmup_steps(schedule, steps: int) -> int:
+    return min(schedule.warmup_steps, steps)
+
+
+def _after_warmup(schedule, steps: int) -> int:
+    return max(1, steps - _warmup_steps(schedule, steps))
+
+
+def _warmed_up(schedule, steps: int, after: optax.Schedule) -> optax.Schedule:
+    # The first step already moves, at peak / (warmup + 1), as nanoGPT's does.
+    warmup = _warmup_steps(schedule, steps)
+    if not warmup:
+        return after
+    ramp = optax.linear_schedule(schedule.peak / (warmup + 1), schedule.peak, warmup)
+    return optax.join_schedules([ramp, after], [warmup])

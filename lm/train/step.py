@@ -1,0 +1,162 @@
+"""One training step, as a pure function of the state and a batch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lm.core import keys, params
+from lm.parallel import rules
+
+Terms = Mapping[str, tuple[jax.Array, jax.Array, float]]
+
+
+@struct.dataclass
+class State:
+    """All that a step reads and replaces; donated to it.
+
+    `step` counts updates asked for and `examples` rows consumed; `skipped` counts the updates skipped in a
+    row, because their loss or gradient was not finite. `frozen` takes no gradient; `carry` is a cache tree.
+    """
+
+    step: jax.Array
+    examples: jax.Array
+    skipped: jax.Array
+    params: Any
+    optimizer: Any
+    ema: Any = None
+    frozen: Any = None
+    carry: Any = None
+
+
+class Objective(Protocol):
+    """What the step needs of an objective."""
+
+    def loss(self, model: Any, params: Any, batch: Any, *, key: Any, frozen: Any = None) -> Terms:
+        """{name: (sum, weight, coefficient)} over the batch it is given."""
+        ...
+
+
+def initialize(spec: Any, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool) -> State:
+    """A new run's state; under `jit` with `shardings` as output shardings it never exists in one piece."""
+    weights = params.initialize(spec, keys.named(key, "init"))
+    zero = jnp.zeros((), jnp.uint32)
+    # The average starts at the weights themselves, in buffers of its own because the state is donated.
+    average = jax.tree.map(jnp.copy, weights) if ema else None
+    return State(step=zero, examples=zero, skipped=zero, params=weights, optimizer=optimizer.init(weights), ema=average)
+
+
+def shardings(spec: Any, abstract: State, mesh: jax.sharding.Mesh) -> State:
+    """A NamedSharding for each leaf of `abstract`: a moment lies like its parameter, all else is whole."""
+    by_path = {_names(path): s for path, s in jax.tree.leaves_with_path(rules.shardings(spec, mesh))}
+    shapes = {_names(path): p.shape for path, p in jax.tree.leaves_with_path(params.abstract(spec))}
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(path, leaf):
+        names = _names(path)
+        for i in range(len(names)):
+            if shapes.get(names[i:]) == leaf.shape:
+                return by_path[names[i:]]
+        return whole
+
+    return jax.tree.map_with_path(place, abstract)
+
+
+def make_step(
+    model: Any,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    *,
+    seed: int = 0,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    poison: tuple[int, int] | None = None,
+) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
+    """step(state, batch) -> (state, metrics), to be jitted with the state donated.
+
+    The loss is the sum over terms of coefficient x sum / weight, the weights taken over the whole batch
+    before the first of `accumulate` micro-batches. An update with a loss or gradient that is not finite is
+    skipped on the device. `poison=(first, last)` makes the gradients of those steps NaN, for drills.
+    Metrics are scalars: "loss", "grad_norm", "learning_rate", "skipped", and each term by its name.
+    """
+
+    def gradients(weights, batch, frozen, key):
+        def terms(weights, batch, i):
+            return objective.loss(model, weights, batch, key=jax.random.fold_in(key, i), frozen=frozen)
+
+        def loss(weights, batch, i, totals):
+            parts = terms(weights, batch, i)
+            means = _means(parts, totals or _weights(parts))
+            return sum(means[name] * c for name, (_, _, c) in parts.items() if c), means
+
+        grad = jax.value_and_grad(loss, has_aux=True)
+        if accumulate == 1:
+            return grad(weights, batch, 0, None)
+        micro = (jnp.arange(accumulate), jax.tree.map(lambda x: _micro_batches(x, accumulate), batch))
+        # Weights depend on the batch alone: the compiler drops the rest of this pass.
+        each = jax.lax.map(lambda im: _weights(terms(weights, im[1], im[0])), micro)
+        totals = jax.tree.map(lambda x: x.sum(0), each)
+
+        def add(total, im):
+            return jax.tree.map(jnp.add, total, grad(weights, im[1], im[0], totals)), None
+
+        first = jax.tree.map(lambda x: x[0], micro)
+        shapes = jax.eval_shape(grad, weights, first[1], first[0], totals)
+        return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), micro)[0]
+
+    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+        key = keys.step_key(seed, state.step)
+        (value, means), grads = gradients(state.params, batch, state.frozen, key)
+        if poison is not None:
+            first, last = poison
+            bad = (state.step >= first) & (state.step <= last)
+            grads = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        rate = schedule(state.step)
+        direction, slots = optimizer.update(grads, state.optimizer, state.params)
+        weights = jax.tree.map(lambda w, d: (w - rate * d).astype(w.dtype), state.params, direction)
+
+        def keep(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        average = state.ema
+        if ema_decay is not None:
+            average = jax.tree.map(lambda a, w: ema_decay * a + (1 - ema_decay) * w, average, weights)
+        rows = next(iter(batch.values())).shape[0]
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        state = state.replace(
+            step=state.step + 1,
+            examples=state.examples + rows,
+            skipped=skipped,
+            params=keep(weights, state.params),
+            optimizer=keep(slots, state.optimizer),
+            ema=keep(average, state.ema),
+        )
+        metrics = {"loss": value, "grad_norm": grad_norm, "learning_rate": jnp.asarray(rate), "skipped": skipped}
+        return state, {**means, **metrics}
+
+    return step
+
+
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
+
+
+def _weights(terms: Terms) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(weight, jnp.float32) for name, (_, weight, _) in terms.items()}
+
+
+def _means(terms: Terms, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    # A batch without a single target has weight 0 and sum 0, and teaches nothing.
+    return {name: s / jnp.where(weights[name] > 0, weights[name], 1) for name, (s, _, _) in terms.items()}
+
+
+def _micro_batches(x: jax.Array, count: int) -> jax.Array:
+    # Every count-th row goes to one micro-batch, so that each device's own rows spread evenly over all of them.
+    return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)

@@ -1,0 +1,196 @@
+"""What every model promises, one row a model."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from lm.core import params as specs
+from lm.core import tree
+from lm.models.decoder import Decoder, Layer
+from lm.objectives.causal import Causal
+from lm.parallel import rules
+
+B, L, V = 8, 16, 128
+TINY: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "vocab_size": V, "valid_vocab_size": V - 3}
+MODELS = {
+    "gpt2": Decoder(**TINY, max_len=L),
+    "gpt1": Decoder(**TINY, max_len=L, norm_place="post", activation="gelu_tanh"),
+    "llama": Decoder(
+        **TINY,
+        kv_heads=2,
+        mlp_width=48,
+        positions="rotary",
+        norm="rmsnorm",
+        norm_bias=False,
+        activation="silu",
+        gated=True,
+        attention_bias=False,
+        mlp_bias=False,
+        tied=False,
+        init="normal",
+    ),
+    "palm": Decoder(
+        **TINY,
+        kv_heads=1,
+        positions="rotary",
+        rope_style="interleaved",
+        norm_bias=False,
+        block="parallel",
+        activation="silu",
+        gated=True,
+        attention_bias=False,
+        mlp_bias=False,
+        logit_scale=32**-0.5,
+        init="fan_in",
+        init_std=1.0,
+    ),
+    "gemma": Decoder(
+        **TINY | {"layers": 3},
+        head_dim=16,
+        kv_heads=2,
+        pattern=(Layer(window=5), Layer(rope_base=1e6)),
+        positions="rotary",
+        norm="rmsnorm",
+        norm_bias=False,
+        norm_place="sandwich",
+        qk_norm="head",
+        activation="gelu_tanh",
+        gated=True,
+        attention_bias=False,
+        mlp_bias=False,
+        attention_soft_cap=20.0,
+        logit_soft_cap=30.0,
+        embed_scale=32**0.5,
+    ),
+    "olmo2_sinusoidal": Decoder(**TINY, positions="sinusoidal", norm_place="output", qk_norm="projection"),
+}
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def model(request):
+    return MODELS[request.param]
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return randomized(model, seed=0)
+
+
+@pytest.fixture(scope="module")
+def reference(model, params):
+    """The loss and gradients on one device, scanned."""
+    return loss_and_gradients(model, params, make_batch())
+
+
+def randomized(model, seed):
+    """Initial values plus noise, so that no bias is zero and no scale is one."""
+    flat = tree.flatten(specs.initialize(model.spec(), jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+    return tree.unflatten({k: v + 0.1 * rng.standard_normal(v.shape, np.float32) for k, v in flat.items()})
+
+
+def make_batch():
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, V - 3, (B, L + 1), dtype=np.int32)
+    weights = rng.integers(0, 2, (B, L)).astype(np.float32)
+    return {"tokens_BL": tokens[:, :-1], "targets_BL": tokens[:, 1:], "weights_BL": weights}
+
+
+def loss_and_gradients(model, params, batch, key=None):
+    def mean_loss(params):
+        terms = Causal().loss(model, params, batch, key=key)
+        return terms["loss"][0] / terms["loss"][1]
+
+    return jax.jit(jax.value_and_grad(mean_loss))(params)
+
+
+def assert_same(actual, expected, loss=2e-6, gradients=1e-5):
+    """Losses relative, and each gradient by the norm of its difference."""
+    np.testing.assert_allclose(actual[0], expected[0], rtol=loss)
+    expected_gradients = tree.flatten(expected[1])
+    for path, g in tree.flatten(actual[1]).items():
+        difference = np.linalg.norm(g - expected_gradients[path])
+        # Key biases shift every score of a row alike: their gradient is rounding noise around zero.
+        assert difference <= gradients * max(np.linalg.norm(expected_gradients[path]), 1e-2), path
+
+
+def test_hidden_states_and_logits_have_the_declared_shapes(model, params):
+    batch = make_batch()
+    out = jax.eval_shape(lambda p: model.apply(p, batch, capture=("hidden_states",)), params)
+    assert out.hidden_BLD.shape == (B, L, model.width)
+    assert out.captured["hidden_states"].shape == (model.layers + 1, B, L, model.width)
+    logits = model.logits(model.head(params), jnp.ones((5, model.width)))
+    assert logits.shape == (5, V) and logits.dtype == jnp.float32
+    assert np.argmax(logits, -1).max() < V - 3 and logits[:, V - 3 :].max() <= -1e9
+
+
+def test_future_tokens_get_no_gradient(model, params):
+    tokens = np.arange(L, dtype=np.int32)[None]
+
+    def hidden(table, t):
+        changed = params | {"embed": {"table": table}}
+        return jnp.sum(model.apply(changed, {"tokens_BL": tokens}).hidden_BLD[0, t] * jnp.arange(model.width))
+
+    gradient = jax.jit(jax.grad(hidden))(params["embed"]["table"], 9)
+    reached = np.abs(gradient[:L]).max(-1) > 0
+    # Windows compose over layers, so the reach is the layers' sum.
+    assert reached[9] and not reached[10:].any() and reached[:10].all()
+
+
+def test_packing_does_not_leak(model, params):
+    batch, first = make_batch(), 6
+    documents = np.repeat([[0] * first + [1] * (L - first)], B, 0).astype(np.int32)
+    positions = np.repeat([[*range(first), *range(L - first)]], B, 0).astype(np.int32)
+    packed = {"tokens_BL": batch["tokens_BL"], "documents_BL": documents, "positions_BL": positions}
+    together = model.apply(params, packed).hidden_BLD
+    alone = model.apply(params, {"tokens_BL": batch["tokens_BL"][:, first:]}).hidden_BLD
+    np.testing.assert_allclose(together[:, first:], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_cached_decoding_of_ragged_rows_equals_the_full_pass(model, params):
+    tokens, lengths = make_batch()["tokens_BL"], np.array([3, 9, 1, 6, 2, 5, 4, 8], np.int32)
+    full = model.apply(params, {"tokens_BL": tokens}).hidden_BLD
+    apply = jax.jit(lambda tokens, cache: model.apply(params, {"tokens_BL": tokens}, cache=cache))
+    cache = specs.initialize(model.cache_spec(B, L), jax.random.key(0))
+    out = apply(tokens[:, :9], cache)
+    cache = out.cache | {"length": jnp.asarray(lengths)}
+    rows = np.arange(B)
+    for step in range(4):
+        at = lengths + step
+        out = apply(tokens[rows, at][:, None], cache)
+        cache = out.cache
+        np.testing.assert_allclose(out.hidden_BLD[:, 0], full[rows, at], atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(cache["length"], lengths + 4)
+
+
+def test_scan_equals_the_unrolled_stack(model, params, reference):
+    assert_same(loss_and_gradients(dataclasses.replace(model, scan=False), params, make_batch()), reference)
+
+
+def test_a_mesh_gives_the_same_loss_and_gradients(model, params, reference):
+    sizes = {"data": 2, "fsdp": 2, "tensor": 2}
+    shape = tuple(sizes.get(axis, 1) for axis in rules.MESH_AXES)
+    mesh = jax.make_mesh(shape, rules.MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(params, rules.shardings(model.spec(), mesh))
+        batch = jax.device_put(make_batch(), rules.batch_sharding(mesh))
+        assert_same(loss_and_gradients(model, sharded, batch), reference)
+
+
+def test_a_step_down_the_gradient_lowers_the_loss(model, params, reference):
+    lower = jax.tree.map(lambda p, g: p - 0.02 * g, params, reference[1])
+    terms = Causal().loss(model, lower, make_batch())
+    assert terms["loss"][0] / terms["loss"][1] < reference[0]
+
+
+def test_remat_changes_nothing_even_with_dropout():
+    model = dataclasses.replace(MODELS["gpt2"], layers=1, residual_dropout=0.1, attention_dropout=0.1)
+    params, batch, key = randomized(model, 0), make_batch(), jax.random.key(3)
+    expected = loss_and_gradients(model, params, batch, key)
+    for remat in ("full", "dots", "attention"):
+        assert_same(loss_and_gradients(dataclasses.replace(model, remat=remat), params, batch, key), expected)
