@@ -5,8 +5,10 @@ of the first that failed (128 + n for signal n), else 75 (saved, wants a restart
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -45,32 +47,34 @@ class Group:
             pump.start()
             self._pumps.append(pump)
 
-    def send(self, number: int) -> None:
-        """The signal to every process that still runs, and to what it started."""
+    def send(self, number: int, *, ended: bool = False) -> None:
+        """The signal to every process that still runs and to what it started; with `ended`, to all that was started."""
         for process in self.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, number)
+            if ended or process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
 
     def wait(self) -> int:
         """The exit code of the group; once one has ended the others have to follow."""
         failure, deadline = 0, float("inf")
-        while any(process.poll() is None for process in self.processes):
-            ended = [_code(p.returncode) for p in self.processes if p.returncode is not None]
-            failed = [code for code in ended if code not in (0, RESTART)]
-            if failed and not failure:
+        while None in (codes := [process.poll() for process in self.processes]):
+            ended = [_code(code) for code in codes if code is not None]
+            if not failure and (failed := [code for code in ended if code not in (0, RESTART)]):
                 failure, deadline = failed[0], time.monotonic() + DYING_S
                 self.send(signal.SIGTERM)
-            elif ended and deadline == float("inf"):
-                deadline = time.monotonic() + SAVING_S
+            elif ended:
+                deadline = min(deadline, time.monotonic() + SAVING_S)
             if time.monotonic() > deadline:
                 failure = failure or 1
                 self.send(signal.SIGKILL)
             time.sleep(POLL_S)
+        final = [failure, *map(_code, codes)]
+        code = next((code for code in final if code not in (0, RESTART)), RESTART if RESTART in final else 0)
+        if code not in (0, RESTART):
+            self.send(signal.SIGKILL, ended=True)
         for pump in self._pumps:
             pump.join(timeout=1.0)
-        codes = [_code(process.returncode) for process in self.processes]
-        failures = [failure, *(code for code in codes if code not in (0, RESTART))]
-        return next((code for code in failures if code), RESTART if RESTART in codes else 0)
+        return code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stuck = 0 if step > reached else stuck + 1
         reached = max(step, reached)
         if stuck == STUCK:
-            print(f"launch: {STUCK} attempts ended at step {max(step, 0)} with exit code {code}: giving up", file=sys.stderr)
+            print(
+                f"launch: {STUCK} attempts ended at step {max(step, 0)} with exit code {code}: giving up",
+                file=sys.stderr,
+            )
             return 1
         print(f"launch: exit code {code} at step {max(step, 0)}: starting again", file=sys.stderr)
     return code
@@ -120,6 +127,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.processes < 1:
         parser.error(f"-n {options.processes} must be at least 1")
+    if shutil.which(options.command[0]) is None:
+        parser.error(f"there is no command {options.command[0]!r}")
     return options
 
 

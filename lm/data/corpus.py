@@ -9,14 +9,12 @@ documents begin. The manifest holds size and sha256 of every file, so that a dam
 import bisect
 import contextlib
 import fcntl
-import functools
 import hashlib
 import itertools
 import json
 import os
 import pathlib
 import platform
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,13 +23,12 @@ import numpy as np
 
 from lm.core import files
 from lm.core.errors import UsageError, unknown
-from lm.data import clean, sources, tokenizers
+from lm.data import clean, shards, sources, tokenizers
 
 VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_TOKENS = 1 << 26
 _BATCH_CHARACTERS = 1 << 22
-_OPEN_SHARDS = 256  # Each holds a file descriptor, of which many systems give a process 1,024.
 
 Progress = Callable[[str, int, int], None]  # (stage, characters done, characters in all or 0 where unknown)
 
@@ -39,24 +36,24 @@ Progress = Callable[[str, int, int], None]  # (stage, characters done, character
 class Split:
     """One split of a corpus: the tokens of all its shards as one sequence."""
 
-    def __init__(self, folder: pathlib.Path, name: str, shards: list[dict[str, Any]], text_bytes: int):
+    def __init__(self, folder: pathlib.Path, name: str, entries: list[dict[str, Any]], text_bytes: int):
         self.name, self.text_bytes = name, text_bytes
-        self.tokens = sum(shard["tokens"] for shard in shards)
-        self.documents = sum(shard["documents"] for shard in shards)
-        self._ends = list(itertools.accumulate(shard["tokens"] for shard in shards))
-        self._files = [(str(folder / s["file"]), s["sha256"]) for s in shards]
-        self._starts = [(str(folder / s["starts"]["file"]), s["starts"]["sha256"]) for s in shards]
+        self.tokens = sum(entry["tokens"] for entry in entries)
+        self.documents = sum(entry["documents"] for entry in entries)
+        self._ends = list(itertools.accumulate(entry["tokens"] for entry in entries))
+        self._files = [(str(folder / e["file"]), e["sha256"]) for e in entries]
+        self._starts = [(str(folder / e["starts"]["file"]), e["starts"]["sha256"]) for e in entries]
 
     def window(self, start: int, length: int) -> np.ndarray:
         """Tokens [start, start + length), int32; raises ValueError outside the split."""
-        parts = [_map(*self._files[k])[a:b] for k, a, b in self._spans(start, length)]
+        parts = [shards.map_array(*self._files[k])[a:b] for k, a, b in self._spans(start, length)]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(np.int32)
 
     def starts(self, start: int, length: int) -> np.ndarray:
         """The positions within that window at which a document begins, ascending int64."""
         found = []
         for k, a, b in self._spans(start, length):
-            local = _map(*self._starts[k])
+            local = shards.map_array(*self._starts[k])
             low, high = local.searchsorted((a, b))
             if low < high:
                 found.append(local[low:high] + (self._base(k) - start))
@@ -68,12 +65,13 @@ class Split:
         """(shard, first, end) of the parts of a window."""
         if start < 0 or length < 1 or start + length > self.tokens:
             raise ValueError(f"window [{start}, {start + length}) is outside split {self.name} of {self.tokens} tokens")
+        spans, end = [], start + length
         k = bisect.bisect_right(self._ends, start)
-        base = self._base(k)
-        if start + length <= self._ends[k]:
-            return [(k, start - base, start + length - base)]
-        cut = self._ends[k] - start
-        return [(k, start - base, self._ends[k] - base), *self._spans(start + cut, length - cut)]
+        while start < end:
+            stop = min(end, self._ends[k])
+            spans.append((k, start - self._base(k), stop - self._base(k)))
+            start, k = stop, k + 1
+        return spans
 
     def _base(self, k: int) -> int:
         return self._ends[k - 1] if k else 0
@@ -97,23 +95,27 @@ class Corpus:
     def _open(self) -> None:
         tokenizer = self.manifest["tokenizer"]
         self.tokenizer_digest: str = tokenizer["sha256"]
-        self.tokenizer_file = _inside(self.folder, tokenizer["file"])
+        self.tokenizer_file = shards.inside(self.folder, tokenizer["file"])
         self.vocab_size: int = tokenizer["vocab_size"]
-        _check_size(self.tokenizer_file, tokenizer["bytes"])
+        shards.check_size(self.tokenizer_file, tokenizer["bytes"])
         by_split: dict[str, list[dict[str, Any]]] = {}
         for shard in self.manifest["shards"]:
-            _check_array(_inside(self.folder, shard["file"]), shard["bytes"], self.manifest["dtype"], shard["tokens"])
+            shards.check_array(
+                shards.inside(self.folder, shard["file"]), shard["bytes"], self.manifest["dtype"], shard["tokens"]
+            )
             starts = shard["starts"]
-            _check_array(_inside(self.folder, starts["file"]), starts["bytes"], "int64", shard["documents"])
+            shards.check_array(shards.inside(self.folder, starts["file"]), starts["bytes"], "int64", shard["documents"])
             by_split.setdefault(shard["split"], []).append(shard)
+        if not by_split:
+            raise KeyError("shards")
         texts = self.manifest["splits"]
-        self.splits = {k: Split(self.folder, k, shards, texts[k]["text_bytes"]) for k, shards in by_split.items()}
+        self.splits = {k: Split(self.folder, k, found, texts[k]["text_bytes"]) for k, found in by_split.items()}
 
     @property
     def digest(self) -> str:
         """16 hex digits over what the tokens are: not over paths, settings or the build."""
-        shards = [[s["split"], s["tokens"], s["sha256"], s["starts"]["sha256"]] for s in self.manifest["shards"]]
-        text = json.dumps([self.manifest["dtype"], self.tokenizer_digest, shards])
+        content = [[s["split"], s["tokens"], s["sha256"], s["starts"]["sha256"]] for s in self.manifest["shards"]]
+        text = json.dumps([self.manifest["dtype"], self.tokenizer_digest, content])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def split(self, name: str) -> Split:
@@ -134,8 +136,8 @@ class Corpus:
 def verify(folder: str | os.PathLike, progress: Progress | None = None) -> int:
     """The bytes read, after the sha256 of every file agreed; raises UsageError that names the first that does not."""
     corpus = Corpus(folder)
-    tokenizer, shards = corpus.manifest["tokenizer"], corpus.manifest["shards"]
-    entries = [tokenizer, *shards, *(shard["starts"] for shard in shards)]
+    tokens = corpus.manifest["shards"]
+    entries = [corpus.manifest["tokenizer"], *tokens, *(entry["starts"] for entry in tokens)]
     done, total = 0, sum(entry["bytes"] for entry in entries)
     for entry in entries:
         name = corpus.folder / entry["file"]
@@ -188,7 +190,7 @@ def build(
             if folder is not None:
                 parts = _Parts(source, validation or 0.0, validation_source, progress or (lambda *_: None))
                 manifest = _write(folder, parts, _resolve_tokenizer(tokenizer, parts), shard_tokens)
-                files.write_json(folder / MANIFEST, manifest | {"settings": settings})
+                files.write_json(folder / MANIFEST, _sealed(manifest | {"settings": settings}))
     corpus = Corpus(out)
     _check_same(corpus, settings)
     return corpus
@@ -212,11 +214,14 @@ class _Parts:
         self.counts = sources.Counts()
 
     def _count(self, source: str) -> int:
-        documents = 0
+        documents, shown = 0, self.characters
+        self.progress("reading", shown, 0)
         for text in sources.documents(source):
             documents += 1
             self.characters += len(text)
-            self.progress("reading", self.characters, 0)
+            if self.characters - shown > _BATCH_CHARACTERS:
+                shown = self.characters
+                self.progress("reading", shown, 0)
         return documents
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -251,19 +256,19 @@ def _is_kind(tokenizer: str) -> bool:
 def _write(folder: pathlib.Path, parts: _Parts, tokenizer: tokenizers.Tokenizer, shard_tokens: int) -> dict[str, Any]:
     """The manifest, without settings, of all the files written."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    writers: dict[str, _Writer] = {}
+    writers: dict[str, shards.Writer] = {}
     done = 0
     for batch in _batches(parts):
         encoded = tokenizer.encode_batch([block for _, block, _ in batch])
         for (split, block, is_last), ids in zip(batch, encoded, strict=True):
             if split not in writers:
-                writers[split] = _Writer(folder, split, dtype, shard_tokens)
+                writers[split] = shards.Writer(folder, split, dtype, shard_tokens)
             writers[split].add(ids, len(block.encode()))
             if is_last:
                 writers[split].end_document(tokenizer.eos_id)
             done += len(block)
         parts.progress("tokenising", done, parts.characters)
-    shards = [shard for writer in writers.values() for shard in writer.close()]
+    written = [entry for writer in writers.values() for entry in writer.close()]
     content = tokenizer.serialize()
     files.write_bytes(folder / tokenizer.file_name, content)
     return {
@@ -278,7 +283,7 @@ def _write(folder: pathlib.Path, parts: _Parts, tokenizer: tokenizers.Tokenizer,
             "sha256": hashlib.sha256(content).hexdigest(),
         },
         "splits": {name: writer.totals for name, writer in writers.items()},
-        "shards": shards,
+        "shards": written,
         "cleaning": {name: count for name, count in parts.counts.items() if count},
     }
 
@@ -296,75 +301,6 @@ def _batches(parts: _Parts) -> Iterator[list[tuple[str, str, bool]]]:
                 batch, characters = [], 0
     if batch:
         yield batch
-
-
-class _Writer:
-    """Collects the tokens of one split and writes a shard each time it has enough."""
-
-    def __init__(self, folder: pathlib.Path, split: str, dtype: Any, shard_tokens: int):
-        self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
-        self.totals = {"tokens": 0, "documents": 0, "text_bytes": 0}
-        self.shards: list[dict[str, Any]] = []
-        self.parts: list[np.ndarray] = []
-        self.starts: list[int] = []
-        self.held, self.last, self.inside = 0, -1, False
-
-    def add(self, ids: np.ndarray, text_bytes: int) -> None:
-        """Takes the next tokens of a document."""
-        self.totals["text_bytes"] += text_bytes
-        while len(ids):
-            if not self.inside:
-                self.starts.append(self.held)
-                self.inside = True
-            taken = ids[: self.shard_tokens - self.held].astype(self.dtype)
-            self.parts.append(taken)
-            self.held += len(taken)
-            self.last = int(taken[-1])
-            ids = ids[len(taken) :]
-            if self.held == self.shard_tokens:
-                self._flush()
-
-    def end_document(self, eos_id: int | None) -> None:
-        """Ends it with `eos_id`, unless its text did that already (kind word at a newline)."""
-        if eos_id is not None and not (self.inside and self.last == eos_id):
-            self.add(np.array([eos_id]), 0)
-        self.inside = False
-
-    def close(self) -> list[dict[str, Any]]:
-        """The manifest's entries of all shards."""
-        if self.held:
-            self._flush()
-        return self.shards
-
-    def _flush(self) -> None:
-        name = f"{self.split}-{len(self.shards):05d}"
-        tokens, starts = np.concatenate(self.parts), np.array(self.starts, np.int64)
-        entry = _save(self.folder / f"{name}.npy", tokens)
-        entry |= {"split": self.split, "tokens": len(tokens), "documents": len(starts)}
-        self.shards.append(entry | {"starts": _save(self.folder / f"{name}.starts.npy", starts)})
-        self.totals["tokens"] += len(tokens)
-        self.totals["documents"] += len(starts)
-        self.parts, self.starts, self.held = [], [], 0
-
-
-def _save(path: pathlib.Path, array: np.ndarray) -> dict[str, Any]:
-    with open(path, "wb") as f:
-        hashing = _Hashing(f)
-        np.lib.format.write_array(hashing, array, allow_pickle=False)
-        f.flush()
-        os.fsync(f.fileno())
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": hashing.sha256.hexdigest()}
-
-
-class _Hashing:
-    """A file that digests what it is given."""
-
-    def __init__(self, file: Any):
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        return self.file.write(data)
 
 
 def _settings(
@@ -459,36 +395,12 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged ({error}): build the corpus again") from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         raise UsageError(f"{path} is not of version {VERSION}, which this code reads: build the corpus again")
+    if _sealed(manifest) != manifest:
+        raise UsageError(f"{path} changed since it was written (sha256 differs): build the corpus again")
     return manifest
 
 
-def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """folder / name, where that is a file of the folder itself."""
-    if not re.fullmatch(r"\w[\w.-]*", name) or (folder / name).resolve().parent != folder.resolve():
-        raise UsageError(f"{folder / MANIFEST} names {name!r}, which is not a file in its own folder: refused")
-    return folder / name
-
-
-def _check_size(path: pathlib.Path, size: int) -> None:
-    if not path.is_file():
-        raise UsageError(f"{path} is missing: restore it, or build the corpus again")
-    if path.stat().st_size != size:
-        raise UsageError(f"{path} has {path.stat().st_size} bytes where {size} were written: build the corpus again")
-
-
-def _check_array(path: pathlib.Path, size: int, dtype: str, length: int) -> None:
-    _check_size(path, size)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UsageError(f"{path} is damaged ({error}): build the corpus again") from None
-    if array.dtype != np.dtype(dtype) or array.shape != (length,):
-        raise UsageError(
-            f"{path} holds {array.dtype}{array.shape} where {dtype}({length},) was written: build it again"
-        )
-
-
-@functools.lru_cache(maxsize=_OPEN_SHARDS)
-def _map(path: str, sha256: str) -> np.ndarray:
-    """The mapped array; the digest keeps a rebuilt file of the same name apart."""
-    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with "sha256" over all else, so that a flipped digit in it is noticed too."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}

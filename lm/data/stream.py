@@ -96,7 +96,8 @@ class Stream:
 
     def examples_at(self, index: np.ndarray, keys: np.ndarray) -> list[Rows]:
         """The examples at `index` of this stream, corrupted as examples `keys` of the run."""
-        size = self.split.tokens, self.seq_len, self.window
+        window = self.window
+        size = self.split.tokens, self.seq_len, window
         resets = None
         if self.order == "shuffled":
             starts = order.shuffled(index, *size, self.seed)
@@ -105,18 +106,18 @@ class Stream:
         else:
             starts = index * self.seq_len
         rngs = zip(generators(self.seed, keys.tolist()), keys.tolist(), starts.tolist(), strict=True)
-        rows = [self.objective.corrupt(rng, self._row(start) | {"index": key}) for rng, key, start in rngs]
+        rows = [self.objective.corrupt(rng, self._row(start, window) | {"index": key}) for rng, key, start in rngs]
         return rows if resets is None else [row | {"resets_B": r} for row, r in zip(rows, resets, strict=True)]
 
-    def _row(self, start: int) -> dict[str, Any]:
-        length = min(self.window, self.split.tokens - start)
-        if length <= self.window - self.seq_len:  # Context alone: there is nothing left to predict.
-            return {"tokens": np.zeros(self.window, np.int32), "documents": np.full(self.window, PADDING, np.int32)}
+    def _row(self, start: int, window: int) -> dict[str, Any]:
+        length = min(window, self.split.tokens - start)
+        if length <= window - self.seq_len:  # Context alone: there is nothing left to predict.
+            return {"tokens": np.zeros(window, np.int32), "documents": np.full(window, PADDING, np.int32)}
         tokens = self.split.window(start, length)
         documents = _documents(self.split.starts(start, length), length)
-        if length == self.window:
+        if length == window:
             return {"tokens": tokens, "documents": documents}
-        pad = (0, self.window - length)
+        pad = (0, window - length)
         return {"tokens": np.pad(tokens, pad), "documents": np.pad(documents, pad, constant_values=PADDING)}
 
 

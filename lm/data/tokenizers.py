@@ -186,7 +186,7 @@ class Pieces(Tokenizer):
             raise UsageError(f"this is no SentencePiece model: {error}") from None
         self._content = model
         self._table = [self._bytes(i) for i in range(self.vocab_size)]
-        if not self._model.is_byte(self._model.piece_to_id("<0x00>")):
+        if not self._table or not self._model.is_byte(self._model.piece_to_id("<0x00>")):
             raise UsageError("this SentencePiece model has no byte fallback, so that it would lose text")
         self._mark_ids = np.array([self._model.piece_to_id(f"<0x{b:02X}>") for b in _SPACE_MARK.encode()], np.int32)
         eos = self._model.eos_id()

@@ -7,20 +7,25 @@ import jax
 
 from lm.core import params as specs
 from lm.data import tokenizers
+from lm.parallel import rules
 from lm.train import checkpoint, folder
 from lm.train.checkpoint import Checkpoints
 
 
-def load(name: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+def load(name: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, dict[str, Any]]:
     """(model, params) of a run folder's newest verified step, or of one step's folder.
 
-    Parameters are float32 on the default device: the average of the weights where the run keeps one. Raises
-    UsageError where `name` is neither, or where no step verifies.
+    Parameters are float32, laid out for `mesh` or else on the default device: the average of the weights where
+    the run keeps one. Raises UsageError where `name` is neither, or where no step verifies.
     """
     run_folder, step = checkpoint.locate(name)
     run = load_run(name)
     part = "ema" if run.train.ema_decay is not None else "params"
-    abstract = specs.abstract(run.model.spec())
+    spec = run.model.spec()
+    abstract = specs.abstract(spec)
+    if mesh is not None:
+        places = rules.shardings(spec, mesh)
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
     return run.model, Checkpoints(run_folder).restore_params(abstract, step, part)[0]
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from lm.layers.linear import linear_spec
 from lm.layers.masks import visible
 
-# Scores take at most this many rows at a time: memory grows with S, not L x S, and causal blocks skip the future.
-QUERY_BLOCK = 512
+# Scores of one block of queries exist at a time: memory grows with S, not L x S, and causal blocks skip the future.
+# Two blocks already gain on CPU at 256 tokens; below 128 rows the products get too small.
+MIN_QUERIES, MAX_QUERIES = 128, 512
 
 _HIDDEN = -1e30
 
@@ -63,64 +64,68 @@ def attention(
     k_BKSC, v_BKSC = k_BSKC.transpose(0, 2, 1, 3), v_BSKC.transpose(0, 2, 1, 3)
     blocks = []
     for i, (rows, columns) in enumerate(_blocks(form, L, S, aligned=starts_B is None)):
-        mask = _mask(form, rows, columns, starts_B, documents)
+        mask = _mask(form, rows, columns, H // K, starts_B, documents)
         block_key = None if key is None or form.dropout == 0.0 else jax.random.fold_in(key, i)
-        blocks.append(
-            _block(form, q_BKGLC[:, :, :, rows], k_BKSC[:, :, columns], v_BKSC[:, :, columns], mask, block_key)
-        )
+        # The heads that share keys become more rows of one product; R below counts both.
+        q_BKRC = q_BKGLC[:, :, :, rows].reshape(B, K, -1, C)
+        o_BKRC = _block(form, q_BKRC, k_BKSC[:, :, columns], v_BKSC[:, :, columns], mask, block_key)
+        blocks.append(o_BKRC.reshape(B, K, H // K, -1, C))
     o_BKGLC = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
     return o_BKGLC.transpose(0, 3, 1, 2, 4).reshape(B, L, H, C)
 
 
 def _blocks(form: Form, L: int, S: int, aligned: bool) -> list[tuple[slice, slice]]:
     """Slices (queries, the keys that they may see); only aligned causal blocks know their keys beforehand."""
-    spans = []
-    for first in range(0, L, QUERY_BLOCK):
-        last = min(first + QUERY_BLOCK, L)
+    spans, size = [], max(MIN_QUERIES, min(L // 2, MAX_QUERIES))
+    for first in range(0, L, size):
+        last = min(first + size, L)
         causal = form.causal and aligned
         low = max(0, first - form.window + 1) if causal and form.window is not None else 0
         spans.append((slice(first, last), slice(low, last if causal else S)))
     return spans
 
 
-def _mask(form, rows, columns, starts_B, documents):
+def _mask(form, rows, columns, groups, starts_B, documents):
     """What `visible` needs for one block, or None where every query sees every key."""
     if not form.causal and form.window is None and documents is None:
         return None
     query_BL = jnp.arange(rows.start, rows.stop)[None, :]
     if starts_B is not None:
         query_BL = query_BL + starts_B[:, None]
-    indices = (query_BL, jnp.arange(columns.start, columns.stop)[None, :])
-    return indices if documents is None else (*indices, documents[0][:, rows], documents[1][:, columns])
+    mask = (jnp.tile(query_BL, groups), jnp.arange(columns.start, columns.stop)[None, :])
+    return mask if documents is None else (*mask, jnp.tile(documents[0][:, rows], groups), documents[1][:, columns])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _block(form, q_BKGLC, k_BKSC, v_BKSC, mask, key):
-    return _block_forward(form, q_BKGLC, k_BKSC, v_BKSC, mask, key)[0]
+def _block(form, q_BKRC, k_BKSC, v_BKSC, mask, key):
+    return _block_forward(form, q_BKRC, k_BKSC, v_BKSC, mask, key)[0]
 
 
-def _block_forward(form, q_BKGLC, k_BKSC, v_BKSC, mask, key):
-    scores, _ = _scores(form, q_BKGLC, k_BKSC, mask)
-    exponent = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
-    weights = exponent / jnp.sum(exponent, -1, keepdims=True)
-    o = _dot("bkgls,bksc->bkglc", _drop(form, weights, key).astype(v_BKSC.dtype), v_BKSC)
-    o = o.astype(q_BKGLC.dtype)
-    return o, (q_BKGLC, k_BKSC, v_BKSC, mask, key, o, weights)
+def _block_forward(form, q, k, v, mask, key):
+    scores, _ = _scores(form, q, k, mask)
+    peak = jnp.max(scores, -1, keepdims=True)
+    exponent = jnp.exp(scores - peak)
+    total = jnp.sum(exponent, -1, keepdims=True)
+    # Normalised after the product with v: that is C numbers a row, not S.
+    o = (_dot("bkrs,bksc->bkrc", _drop(form, exponent, key).astype(v.dtype), v) / total).astype(q.dtype)
+    return o, (q, k, v, mask, key, o, peak + jnp.log(total))
 
 
 def _block_backward(form, residuals, do):
-    q, k, v, mask, key, o, weights = residuals
-    dv = _dot("bkgls,bkglc->bksc", _drop(form, weights, key).astype(do.dtype), do)
-    dweights = _drop(form, _dot("bkglc,bksc->bkgls", do, v), key)
-    # sum over s of weights * dweights, at the cost of C instead of S (Dao et al. 2022, 2205.14135).
-    delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), -1, keepdims=True)
-    dscores = weights * (dweights - delta)
-    if form.soft_cap is not None:
-        _, squashed = _scores(form, q, k, mask)
-        dscores = dscores * (1 - jnp.square(squashed))
-    dscores = (dscores * form.scale).astype(q.dtype)
-    dq = _dot("bkgls,bksc->bkglc", dscores, k)
-    dk = _dot("bkgls,bkglc->bksc", dscores, q)
+    q, k, v, mask, key, o, logsumexp = residuals
+    # Weights are made again rather than kept (Dao et al. 2022, 2205.14135): no R x S array outlives the forward
+    # pass, and even at 64 tokens the product is faster than the memory. The barrier keeps the compiler from
+    # finding and keeping the old ones.
+    q, k, v = jax.lax.optimization_barrier((q, k, v))
+    scores, slope = _scores(form, q, k, mask)
+    weights = jnp.exp(scores - logsumexp)
+    # sum over s of weights * dweights, as a sum over c. Without the barrier XLA:CPU sums again for every score.
+    delta = jax.lax.optimization_barrier(jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), -1, keepdims=True))
+    dv = _dot("bkrs,bkrc->bksc", _drop(form, weights, key).astype(do.dtype), do)
+    dscores = weights * (_drop(form, _dot("bkrc,bksc->bkrs", do, v), key) - delta) * slope
+    dscores = dscores.astype(q.dtype)
+    dq = _dot("bkrs,bksc->bkrc", dscores, k)
+    dk = _dot("bkrs,bkrc->bksc", dscores, q)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
@@ -128,15 +133,15 @@ _block.defvjp(_block_forward, _block_backward)
 
 
 def _scores(form, q, k, mask):
-    """Masked scores in float32, and tanh(score / cap) where there is a cap."""
-    scores, squashed = form.scale * _dot("bkglc,bksc->bkgls", q, k), None
+    """Masked scores in float32, and their slope with respect to the bare products."""
+    scores, slope = form.scale * _dot("bkrc,bksc->bkrs", q, k), form.scale
     if form.soft_cap is not None:
         squashed = jnp.tanh(scores / form.soft_cap)
-        scores = form.soft_cap * squashed
+        scores, slope = form.soft_cap * squashed, form.scale * (1 - jnp.square(squashed))
     if mask is not None:
         seen = visible(*mask, causal=form.causal, window=form.window)
-        scores = jnp.where(seen[:, None, None], scores, _HIDDEN)
-    return scores, squashed
+        scores = jnp.where(seen[:, None], scores, _HIDDEN)
+    return scores, slope
 
 
 def _drop(form, x, key):

@@ -23,7 +23,7 @@ def embed(p: dict[str, jax.Array], ids: jax.Array, dtype: str) -> jax.Array:
 
 def unembed(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """[..., V] logits in float32: x [..., D] times each row of the table [V, D]."""
-    return project(x, p["table"].T)
+    return project(x, p["table"], axis=1)
 
 
 def mask_padding(logits: jax.Array, valid: int | None) -> jax.Array:

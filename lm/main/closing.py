@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from lm.core import files, params
-from lm.data import tokenizers
 from lm.evals import baselines
 from lm.generate.sample import generate
 from lm.parallel import hosts
@@ -15,6 +14,7 @@ from lm.train import metrics
 from lm.train.progress import Display
 
 SAMPLES = "samples"
+_PROMPT_TOKENS = 8
 
 
 def opening(run: Any, corpus: Any, mesh: jax.sharding.Mesh, first: int) -> str:
@@ -32,18 +32,20 @@ def opening(run: Any, corpus: Any, mesh: jax.sharding.Mesh, first: int) -> str:
 
 
 def sampler(run: Any, corpus: Any, workdir: str, display: Display) -> Callable[[Any, int], None] | None:
-    """A function of (weights, step) that writes one continuation of `evals.prompt` to samples/<step>.txt."""
+    """A function of (weights, step) that writes the prompt with one continuation to samples/<step>.txt."""
     if not run.evals.sample_tokens:
         return None
-    tokenizer = tokenizers.load(corpus.tokenizer_file)
-    prompt = tokenizer.encode(run.evals.prompt)
+    tokenizer = corpus.tokenizer()
+    prompt = corpus.split("train").window(0, _PROMPT_TOKENS)
+    if run.evals.prompt is not None:
+        prompt = tokenizer.encode(run.evals.prompt)
 
     def sample(weights: Any, step: int) -> None:
         ids = generate(run.model, weights, [prompt], run.evals.sample_tokens, temperature=0.8, seed=run.train.seed)[0]
         if hosts.is_main():
             folder = files.path(workdir) / SAMPLES
             folder.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(folder / f"{step}.txt", (run.evals.prompt + tokenizer.decode(ids)).encode())
+            files.write_bytes(folder / f"{step}.txt", tokenizer.decode([*prompt, *ids]).encode())
 
     return sample
 
@@ -56,7 +58,7 @@ def report(run: Any, corpus: Any, workdir: str, code: int, seconds: float, say: 
             say(_comparison(corpus, _last(workdir, "val_bits_per_byte")))
         text = _newest_sample(workdir)
         if text:
-            say(f"\na sample after {run.evals.prompt!r}:\n{text}\n")
+            say(f"\na sample:\n{text}\n")
     say(f"{seconds / 60:.1f} minutes; loss curve: {picture}; run folder: {workdir}")
     if code == 0:
         say(_next(workdir))
@@ -82,7 +84,7 @@ def _next(workdir: str) -> str:
 
 def _comparison(corpus: Any, ours: float | None) -> str:
     """The model's bits per byte beside those of counting and compressing, on the same held-out bytes."""
-    tokenizer = tokenizers.load(corpus.tokenizer_file)
+    tokenizer = corpus.tokenizer()
     train, held_out = (corpus.splits[name].window(0, corpus.splits[name].tokens) for name in ("train", "validation"))
     seen, new = (tokenizer.decode(ids).encode() for ids in (train, held_out))
     counts = np.bincount(train, minlength=tokenizer.vocab_size)

@@ -18,28 +18,30 @@ from lm.parallel.mesh import under
 Batches = Iterator[dict[str, jax.Array]]
 
 
+def check_named(run: Any) -> None:
+    """Raises UsageError for a run that names no text, before anything is made or started."""
+    if not (run.data.corpus or run.data.mixture or run.data.source):
+        raise UsageError("this experiment brings no text: build a corpus with lm corpus, and pass --corpus=DIR")
+    for folder in (run.data.corpus, *(folder for folder, _ in run.data.mixture)):
+        if folder:
+            corpora.Corpus(folder)
+
+
 def of_run(run: Any, workdir: str) -> corpora.Corpus:
     """The corpus that the run names, or the one it builds from `data.source` in its folder.
 
-    Process 0 builds; the others wait. Raises UsageError for a run that names neither.
+    Process 0 builds; the others wait.
     """
     if run.data.mixture:
         return corpora.Corpus(run.data.mixture[0][0])
     if run.data.corpus:
         return corpora.Corpus(run.data.corpus)
-    if run.data.source is None:
-        raise UsageError("this experiment brings no text: build a corpus with lm corpus, and pass --corpus=DIR")
-    folder = corpus_folder(run, workdir)
+    folder = os.path.join(workdir, "corpus")
     if hosts.is_main():
         build_shown(run.data.source, run.data.tokenizer, folder, validation=run.data.validation)
     if jax.process_count() > 1:
         hosts.barrier("corpus")
     return corpora.Corpus(folder)
-
-
-def corpus_folder(run: Any, workdir: str) -> str:
-    """Where the run's text is, or will be built."""
-    return run.data.corpus or os.path.join(workdir, "corpus")
 
 
 def build_shown(source: str, tokenizer: Any, out: str, **options: Any) -> corpora.Corpus:
@@ -61,7 +63,9 @@ def training_batches(run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh, 
     size = run.train.batch_size
     stream = open_stream(data, run.objective, run.train.seq_len, size)
     first, count = hosts.host_rows(mesh, size)
-    rows = prefetch(stream, start, size, steps=steps, host=first // count, hosts=size // count, workers=run.data.workers)
+    rows = prefetch(
+        stream, start, size, steps=steps, host=first // count, hosts=size // count, workers=run.data.workers
+    )
     place = rules.batch_sharding(mesh)
     return (hosts.global_array(batch, place) for batch in rows)
 

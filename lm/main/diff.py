@@ -1,6 +1,6 @@
 """Prints the settings in which two runs differ: lm diff RUN RUN
 
-  lm diff runs/a runs/b
+lm diff runs/a runs/b
 """
 
 from absl import flags

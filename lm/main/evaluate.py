@@ -1,7 +1,7 @@
 """Loss, perplexity and bits per byte of a checkpoint on a corpus's split or on a source of text.
 
-  lm evaluate --checkpoint=runs/shk_run --corpus=runs/shk
-  lm evaluate --checkpoint=runs/quickstart --source=text:README.md
+lm evaluate --checkpoint=runs/shk_run --corpus=runs/shk
+lm evaluate --checkpoint=runs/quickstart --source=text:README.md
 """
 
 import contextlib
@@ -43,19 +43,17 @@ def main(values: flags.FlagValues) -> int:
     batch_size, max_tokens = values["batch_size"].value, values["max_tokens"].value
     devices.start(batch_size)
     with _split(values, tokenizer) as split:
-        model, params = load(checkpoint)
+        mesh = Mesh().build()
+        model, params = load(checkpoint, mesh)
         evals = Evals(batch_size=batch_size, seq_len=values["seq_len"].value, max_tokens=max_tokens)
-        score = corpora.scorer(
-            model, run.objective, split, Mesh().build(), batch_size, evals, run.train.seq_len
-        )
+        score = corpora.scorer(model, run.objective, split, mesh, batch_size, evals, run.train.seq_len)
         figures = score(params)
         loss = figures["val_loss"]
         print(f"loss: {loss:.6f}")
         print(f"perplexity: {math.exp(min(loss, 700)):.4f}")
         if "val_bits_per_byte" in figures:
             print(f"bits_per_byte: {figures['val_bits_per_byte']:.6f}")
-        print(f"tokens: {split.tokens}")
-        print(f"bytes: {split.text_bytes}")
+        print(f"tokens: {min(split.tokens, max_tokens or split.tokens)}")
     return 0
 
 

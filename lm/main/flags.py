@@ -34,11 +34,10 @@ def load_run(name: str, assignments: list[str]) -> Any:
 
     Names are checked against file names and function names before the file, and so jax, is imported.
     """
+    run = load_experiment(name)()
     from lm.core import config
     from lm.train.run import Run
 
-    function = load_experiment(name)
-    run = function()
     if not isinstance(run, Run):
         raise UsageError(f"--experiment={name} returns a {type(run).__name__}, not a Run: is it a sweep?")
     return config.override_all(run, assignments)

@@ -1,6 +1,6 @@
 """Continues a prompt with a checkpoint.
 
-  lm generate --checkpoint=runs/shk_run --prompt='ROMEO:' --tokens=200 --temperature=0.8
+lm generate --checkpoint=runs/shk_run --prompt='ROMEO:' --tokens=200 --temperature=0.8
 """
 
 from absl import flags

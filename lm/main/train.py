@@ -1,7 +1,7 @@
 """Trains an experiment in a run folder; the same command continues it, and says so when it is done.
 
-  lm train --experiment=quickstart --workdir=runs/quickstart
-  lm train --experiment=shakespeare_char --corpus=runs/shk --workdir=runs/shk_run --set=train.steps=500
+lm train --experiment=quickstart --workdir=runs/quickstart
+lm train --experiment=shakespeare_char --corpus=runs/shk --workdir=runs/shk_run --set=train.steps=500
 """
 
 import contextlib
@@ -22,7 +22,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "the run folder, made where it does not exist", flag_values=values)
     flags.DEFINE_string("corpus", None, "a corpus folder, made by `lm corpus`", flag_values=values)
     flags.DEFINE_string(
-        "init_from", None, "a checkpoint whose weights a new run starts from: a run folder or a step", flag_values=values
+        "init_from",
+        None,
+        "a checkpoint whose weights a new run starts from: a run folder or a step",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "profile", None, "FIRST:LAST, steps of a profiler trace into the run folder", flag_values=values
@@ -48,19 +51,23 @@ def main(values: flags.FlagValues) -> int:
     from lm.train.ledger import Ledger
     from lm.train.lock import RunLock
 
+    corpora.check_named(run)
     devices.start(run.train.batch_size)
+    mesh = run.mesh.build()
+    hosts.host_rows(mesh, run.train.batch_size)
     ledger = Ledger(workdir, writes=hosts.is_main())
     with contextlib.ExitStack() as stack:
         if hosts.is_main():
             files.path(workdir).mkdir(parents=True, exist_ok=True)
             stack.enter_context(RunLock(workdir, steal=values["steal"].value, report=ledger.write))
         corpus = corpora.of_run(run, workdir)
-        return _train(values, run, experiment, workdir, corpus, ledger, profile, started)
+        return _train(values, run, mesh, experiment, workdir, corpus, ledger, profile, started)
 
 
 def _train(
     values: flags.FlagValues,
     run: Any,
+    mesh: Any,
     experiment: str,
     workdir: str,
     corpus: Any,
@@ -79,8 +86,6 @@ def _train(
     from lm.train.run import resolve
 
     run = resolve(run, corpus.vocab_size)
-    mesh = run.mesh.build()
-    hosts.host_rows(mesh, run.train.batch_size)
     checkpoints = Checkpoints(workdir, run.train.keep_last, run.train.keep_every, report=ledger.write)
     abstract, new, train_step = loop.prepare(run, mesh)
     say = print if hosts.is_main() else lambda *_: None

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -62,7 +63,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The durable steps, as the disk has them now, in rising order."""
-        if not self.folder.exists():
+        if not self.folder.is_dir():
             return []
         names = (entry.name for entry in self.folder.iterdir())
         return sorted(int(name) for name in names if _is_step(name) and self._is_durable(int(name)))
@@ -87,7 +88,7 @@ class Checkpoints:
         self._pending = step, time.monotonic()
         with self._explained(step):
             if self._writer is None:
-                self._writer = _writer()
+                self._writer = _writer([x.nbytes for x in flat.values()])
                 self._clean()
             self._set_aside(step)
             filled = tree.unflatten({path: x for path, x in flat.items() if x.size})  # Orbax takes no empty array.
@@ -254,7 +255,7 @@ class Checkpoints:
 
     def _clean(self) -> None:
         """Removes what a killed writer left half written or half removed."""
-        if not hosts.is_main() or not self.folder.exists():
+        if not hosts.is_main() or not self.folder.is_dir():
             return
         for entry in self.folder.iterdir():
             if any(mark in entry.name for mark in _PARTIAL):
@@ -351,12 +352,20 @@ def _without_echoes() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _writer() -> Any:
+def _writer(sizes: list[int]) -> Any:
     import orbax.checkpoint as ocp
 
     _hush()
-    options = ocp.options.AsyncOptions(post_finalization_callback=lambda: _failpoint("before_commit"))
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+    # Orbax would hold all that it compresses until the commit: at 124M parameters 1 GB beside the state.
+    in_flight = max(1, math.ceil(max(*sizes, sum(sizes) / 4) / 1e9))
+    arrays = ocp.PyTreeCheckpointHandler(save_concurrent_gb=in_flight)
+    handler = ocp.CompositeCheckpointHandler(state=arrays, meta=ocp.JsonCheckpointHandler())
+    options = ocp.options.AsyncOptions(
+        post_finalization_callback=lambda: _failpoint("before_commit"),
+        # A folder that cannot be made is then an error here, and not a thread that waits for it past the exit.
+        create_directories_asynchronously=False,
+    )
+    return ocp.AsyncCheckpointer(handler, async_options=options)
 
 
 def _failpoint(name: str) -> None:
@@ -411,7 +420,7 @@ def _shown(value: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:500]}"
 
 
 def _print(event: str, **fields: Any) -> None:

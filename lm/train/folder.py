@@ -1,5 +1,7 @@
 """The run folder: where things stand in it, and the resolved config that it keeps."""
 
+import hashlib
+import json
 import os
 from typing import Any
 
@@ -11,8 +13,9 @@ CONFIG = "config.json"
 
 
 def write_config(folder: str | os.PathLike, run: Run, experiment: str) -> None:
-    """Writes `config.json`: the resolved run, its digest, and the experiment that it came from."""
-    record = {"experiment": experiment, "digest": config.digest(run), "run": config.to_json(run)}
+    """Writes `config.json`: the experiment, the run's digest, the resolved run, and the sha256 of that."""
+    data = config.to_json(run)
+    record = {"experiment": experiment, "digest": config.digest(run), "run": data, "sha256": _sha256(data)}
     files.write_json(files.path(folder) / CONFIG, record)
 
 
@@ -23,13 +26,16 @@ def read_config(folder: str | os.PathLike) -> Run | None:
         return None
     try:
         record: dict[str, Any] = files.read_json(name)
-        run = config.from_json(record["run"])
-        expected = record["digest"]
+        whole = record["sha256"] == _sha256(record["run"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{name} cannot be read ({error}): restore it, or move the run folder away") from None
-    if config.digest(run) != expected:
-        raise UsageError(f"{name} was changed by hand: its digest is not {expected}; use --set on the command line")
-    return run
+        raise UsageError(f"{name} cannot be read ({error!r}): restore it, or move the run folder away") from None
+    if not whole:
+        raise UsageError(f"{name} is damaged or was edited: restore it; settings are changed with --set")
+    return config.from_json(record["run"])
+
+
+def _sha256(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def keep_tokenizer(folder: str | os.PathLike, tokenizer_file: str | os.PathLike) -> None:

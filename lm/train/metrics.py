@@ -56,7 +56,7 @@ def read(folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def plot(folder: str | os.PathLike) -> str | None:
-    """Draws loss.png: training and validation loss over steps, the learning rate below; its path, or None if no rows."""
+    """The path of loss.png (losses over steps, the learning rate below), or None where nothing was logged."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -147,7 +147,9 @@ class Muon:
             ns_steps=self.newton_schulz_steps, beta=self.momentum, weight_dimension_numbers=matrices
         )
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
-        return _assemble(self, spec, optax.chain(optax.partition({"muon": muon, "adam": adam}, labels), _scaled(scales)))
+        return _assemble(
+            self, spec, optax.chain(optax.partition({"muon": muon, "adam": adam}, labels), _scaled(scales))
+        )
 
 
 def _check(optimizer: Any, **decays: float) -> None:

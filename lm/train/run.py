@@ -49,7 +49,7 @@ class Evals:
     seq_len: int | None = None  # None takes the training length.
     max_tokens: int | None = None  # None takes the whole split.
     sample_tokens: int = setting(0, identity=False)  # Tokens written to samples/ at each evaluation.
-    prompt: str = setting("\n", identity=False)
+    prompt: str | None = setting(None, identity=False)  # None takes the first tokens of the training text.
     baselines: bool = setting(False, identity=False)  # Counting models and xz on the same bytes, at the end.
 
 

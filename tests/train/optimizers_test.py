@@ -94,7 +94,9 @@ def test_muon_orthogonalises_over_the_contracted_side():
 def test_a_group_changes_its_own_parameters_alone():
     weights, grads = weights_and_grads(1)
     base, slow = optimizers.AdamW(), optimizers.AdamW(groups=(optimizers.Group("embedding", 0.1, 0.0),))
-    a, b = (config.build(SPEC).update(grads[0], config.build(SPEC).init(weights), weights)[0] for config in (base, slow))
+    a, b = (
+        config.build(SPEC).update(grads[0], config.build(SPEC).init(weights), weights)[0] for config in (base, slow)
+    )
     np.testing.assert_array_equal(a["block"]["w"], b["block"]["w"])
     np.testing.assert_allclose(b["embed"], 0.1 * (a["embed"] - 0.1 * weights["embed"]), atol=1e-6)
 

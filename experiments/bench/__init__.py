@@ -1,0 +1,1 @@
+"""Measurements: what this code does in a second, beside its peers."""

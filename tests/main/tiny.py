@@ -1,0 +1,33 @@
+"""A model that trains in seconds, for tests of the whole: the text is a Markov chain."""
+
+import dataclasses
+
+from lm.data.stream import Data
+from lm.models.decoder import Decoder
+from lm.objectives.causal import Causal
+from lm.train.run import Evals, Run, Train
+from lm.train.schedules import Cosine
+
+
+def run() -> Run:
+    """1 layer, 16 wide, 60 steps."""
+    return Run(
+        model=Decoder(layers=1, heads=2, width=16, max_len=32, residual_dropout=0.1),
+        objective=Causal(),
+        data=Data(source="synthetic:markov?symbols=8&tokens=40000&seed=1", tokenizer="char", validation=0.1),
+        schedule=Cosine(peak=1e-2, warmup_steps=5),
+        train=Train(steps=60, batch_size=8, seq_len=32, log_every=10, eval_every=30, save_every=10, ema_decay=0.9),
+        evals=Evals(batch_size=8, sample_tokens=5),
+    )
+
+
+def poisoned() -> Run:
+    """Gradients are NaN from step 20 on."""
+    base = run()
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, poison=(20, 99)))
+
+
+def hiccup() -> Run:
+    """One step in the middle has NaN gradients."""
+    base = run()
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, poison=(20, 20)))
