@@ -28,6 +28,7 @@ setup(
         "scipy>=1.13,<2",
         "zstandard>=0.22,<1",
         "etils[epath]>=1.12,<2",
+        "protobuf>=5,<8",
         "fsspec>=2024.6",
         "rich>=13,<16",
         "matplotlib>=3.9,<4",

@@ -23,7 +23,13 @@ def run() -> Run:
         optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0),
         schedule=Cosine(peak=6e-4, final=6e-5, warmup_steps=2000),
         train=Train(
-            steps=600_000, batch_size=480, seq_len=1024, accumulate=5, eval_every=1000, save_every=1000, keep_every=50_000
+            steps=600_000,
+            batch_size=480,
+            seq_len=1024,
+            accumulate=5,
+            eval_every=1000,
+            save_every=1000,
+            keep_every=50_000,
         ),
         evals=Evals(batch_size=96, max_tokens=10_000_000),
     )

@@ -3,7 +3,8 @@
 16 layers, 2,048 wide, 32 heads over 8 of keys and values, SwiGLU of 8,192, rotary base 500,000, tied output.
 Rates follow Llama 3's recipe at this size (Grattafiori et al. 2024, arXiv 2407.21783, section 3.4: AdamW, linear
 warm-up, cosine to a hundredth of the peak).
-Command: lm train --experiment=llama_1b --corpus=DIR --workdir=DIR   (1,236M parameters with its 128,256-token vocabulary)
+Command: lm train --experiment=llama_1b --corpus=DIR --workdir=DIR
+(1,236M parameters with its 128,256-token vocabulary.)
 Hardware: 8 GPUs with 80 GB, or 16 TPU v5p chips.
 """
 

@@ -28,6 +28,7 @@ def run() -> Run:
             gated=True,
             attention_bias=False,
             mlp_bias=False,
+            scan=False,
         ),
         objective=Causal(),
         data=Data(source="python", tokenizer="bpe:4096"),

@@ -17,7 +17,7 @@ def run() -> Run:
     """4 layers, 128 wide, context 64, 2,000 steps of 12 sequences."""
     return Run(
         model=Decoder(
-            layers=4, heads=4, width=128, max_len=64, norm_bias=False, attention_bias=False, mlp_bias=False
+            layers=4, heads=4, width=128, max_len=64, norm_bias=False, attention_bias=False, mlp_bias=False, scan=False
         ),
         objective=Causal(),
         optimizer=AdamW(b2=0.99, weight_decay=0.1, clip_norm=1.0),

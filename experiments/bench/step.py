@@ -149,7 +149,11 @@ def main(argv: list[str]) -> None:
     result = {"shape": _SHAPE.value, "dtype": dtype, "load": os.getloadavg()[0]}
     for name, rows in medians.items():
         wall, cpu, loss = (statistics.median(column) for column in zip(*rows, strict=True))
-        result[name] = {"ms": round(wall * 1e3, 2), "min_ms": round(min(rows)[0] * 1e3, 2), "cpu_ms": round(cpu * 1e3, 1)}
+        result[name] = {
+            "ms": round(wall * 1e3, 2),
+            "min_ms": round(min(rows)[0] * 1e3, 2),
+            "cpu_ms": round(cpu * 1e3, 1),
+        }
         print(f"{name:>16}: {wall * 1e3:8.2f} ms a step, {cpu * 1e3:8.1f} ms of CPU, loss {loss:.3f}")
     best = min(result[name]["ms"] for name in sides if name != "ours")
     print(json.dumps(result | {"ratio": round(best / result["ours"]["ms"], 3)}))

@@ -62,7 +62,7 @@ def _backward(axis, residuals, g):
     g = g.astype(x.dtype)
     dx = _dot(g, kernel.astype(x.dtype), (g.ndim - 1,), (1 - axis,)).astype(x.dtype)
     dkernel = _sum_over_rows
-    if x.dtype == jnp.bfloat16 and x.ndim == 2:
+    if x.dtype == jnp.bfloat16:
         dkernel = functools.partial(jax.lax.platform_dependent, cpu=_sum_over_rows_on_cpu, default=_sum_over_rows)
     sides = (x, g) if axis == 0 else (g, x)
     return dx, dkernel(*sides, kernel).astype(kernel.dtype)
@@ -82,6 +82,9 @@ def _sum_over_rows_on_cpu(a, b, kernel):
     dimensions to float32, so `a` is transposed in memory. A plain transpose is folded back into the product; one
     behind a slice whose start is known at run time only (zero, unless the kernel is NaN) cannot be.
     """
+    if a.ndim > 2:
+        # With two row dimensions it neither widens nor multiplies, but fails when it runs.
+        return _sum_over_rows(a.astype(jnp.float32), b.astype(jnp.float32), kernel)
     zero = jnp.isnan(kernel[0, 0]).astype(jnp.int32)
     transposed = jax.lax.dynamic_slice(jnp.pad(a.T, ((0, 8), (0, 0))), (zero, 0), (a.shape[1], a.shape[0]))
     return _dot(transposed, b, (1,), (0,))

@@ -14,6 +14,8 @@ def start(batch_size: int) -> None:
         count = hosts.cpu_devices(batch_size, os.environ)
         if count is not None:
             jax.config.update("jax_num_cpu_devices", count)
+        # With programs in flight, devices that wait in a collective can hold every thread that the last one needs.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     hosts.initialize(layout)
     if layout.source != "single" and hosts.is_main():
         print(f"{jax.process_count()} processes (from {layout.source}), {jax.device_count()} devices")

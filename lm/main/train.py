@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -56,12 +57,14 @@ def main(values: flags.FlagValues) -> int:
     mesh = run.mesh.build()
     hosts.host_rows(mesh, run.train.batch_size)
     ledger = Ledger(workdir, writes=hosts.is_main())
+    report = _reporter(ledger)
+    lock = RunLock(workdir, steal=values["steal"].value, report=report)
     with contextlib.ExitStack() as stack:
         if hosts.is_main():
             files.path(workdir).mkdir(parents=True, exist_ok=True)
-            stack.enter_context(RunLock(workdir, steal=values["steal"].value, report=ledger.write))
+            stack.enter_context(lock)
         corpus = corpora.of_run(run, workdir)
-        return _train(values, run, mesh, experiment, workdir, corpus, ledger, profile, started)
+        return _train(values, run, mesh, experiment, workdir, corpus, ledger, report, lock, profile, started)
 
 
 def _train(
@@ -72,6 +75,8 @@ def _train(
     workdir: str,
     corpus: Any,
     ledger: Any,
+    report: Callable[..., None],
+    lock: Any,
     profile: tuple[int, int] | None,
     started: float,
 ) -> int:
@@ -86,7 +91,7 @@ def _train(
     from lm.train.run import resolve
 
     run = resolve(run, corpus.vocab_size)
-    checkpoints = Checkpoints(workdir, run.train.keep_last, run.train.keep_every, report=ledger.write)
+    checkpoints = Checkpoints(workdir, run.train.keep_last, run.train.keep_every, report)
     abstract, new, train_step = loop.prepare(run, mesh)
     say = print if hosts.is_main() else lambda *_: None
 
@@ -113,6 +118,7 @@ def _train(
     parts = loop.Parts(
         batches=corpora.training_batches(run, corpus, mesh, int(state.examples), run.train.steps - first),
         checkpoints=checkpoints,
+        lock=lock,
         ledger=ledger,
         metrics=metrics,
         display=display,
@@ -128,6 +134,18 @@ def _train(
         metrics.close()
         closing.report(run, corpus, workdir, code, time.monotonic() - started, say)
     return code
+
+
+def _reporter(ledger: Any) -> Callable[..., None]:
+    """Writes events to the ledger, and says those that a person should know of."""
+    from lm.parallel import hosts
+
+    def report(event: str, **fields: Any) -> None:
+        ledger.write(event, **fields)
+        if event != "saved" and hosts.is_main():
+            print(f"{event.replace('_', ' ')}: " + ", ".join(f"{k} {v}" for k, v in fields.items()))
+
+    return report
 
 
 def _write_folder(workdir: str, run: Any, experiment: str, corpus: Any) -> None:

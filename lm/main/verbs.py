@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -11,7 +12,8 @@ from absl import flags
 from lm.core.errors import UsageError, unknown
 
 DONE, FAILED, USAGE, RESTART = 0, 1, 2, 75
-SUSPICIOUS_STEP, SUSPICIOUS_RESULT = 16, 17
+SUSPICIOUS_RESULT = 17
+INTERRUPTED = 130  # As shells number a process that Ctrl-C ended.
 
 VERBS = {
     "train": "train an experiment; the same command continues it",
@@ -66,12 +68,26 @@ def run(verb: str, arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = module.main(values, *([rest] if getattr(module, "POSITIONAL", False) else []))
     except UsageError as error:
-        _refuse(name, error)
+        code = USAGE
+        print(f"{name}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
+        code = INTERRUPTED
         print(f"{name}: interrupted", file=sys.stderr)
-        code = 130
+    except Exception:
+        code = FAILED
+        traceback.print_exc()
+    if code not in (DONE, RESTART):
+        _abandon_peers(code)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _abandon_peers(code: int) -> None:
+    """Without jax there are no peers to wait for this process at its exit."""
+    if "jax" in sys.modules:
+        from lm.parallel import hosts
+
+        hosts.abandon(code)
 
 
 def _flag_help(values: flags.FlagValues) -> str:

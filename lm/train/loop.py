@@ -12,16 +12,19 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.core import tree
+from lm.core.errors import UsageError
 from lm.parallel import hosts, rules
 from lm.train import meters, step
 from lm.train.checkpoint import Checkpoints
 from lm.train.ledger import Ledger
+from lm.train.lock import RunLock
 from lm.train.metrics import Metrics
 from lm.train.progress import Display
 from lm.train.run import Run
 from lm.train.step import State
 
 DONE, RESTART, SUSPICIOUS_RESULT = 0, 75, 17
+AGREE_EVERY = 8  # Steps between the questions of several processes whether one was told to stop.
 
 
 @dataclasses.dataclass
@@ -33,6 +36,7 @@ class Parts:
     ledger: Ledger
     metrics: Metrics
     display: Display
+    lock: RunLock
     meta: dict[str, Any]  # Saved beside each state.
     validate: Callable[[Any], Mapping[str, float]] | None = None  # Weights to figures of one row.
     sample: Callable[[Any, int], None] | None = None  # Weights and step to a file in samples/.
@@ -100,9 +104,11 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
                 log.flush()
                 with clock.paused(state):
                     _evaluate(parts, state, done)
-            stopping = done < steps and hosts.any_process(stop.is_set())
+            stopping = done < steps and _agreed(stop.is_set() or parts.lock.lost, done)
             if done == steps or stopping or done % run.train.save_every == 0:
                 log.flush()
+                if hosts.broadcast(parts.lock.lost):
+                    raise UsageError("another process took the run folder over (--steal): stopped without saving")
                 with clock.paused(state):
                     parts.checkpoints.save(done, state, parts.meta)
             if stopping:
@@ -111,6 +117,13 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
                 return state, RESTART
         parts.checkpoints.wait()
     return state, DONE
+
+
+def _agreed(wants_to_stop: bool, done: int) -> bool:
+    """Whether any process wants to stop; several ask one another every few steps, because asking waits for all."""
+    if jax.process_count() == 1:
+        return wants_to_stop
+    return done % AGREE_EVERY == 0 and hosts.any_process(wants_to_stop)
 
 
 class _Clock:

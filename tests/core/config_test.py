@@ -78,7 +78,9 @@ def test_json_round_trip_is_the_same_run():
     assert config.from_json(config.to_json(run)) == run
 
 
-@pytest.mark.parametrize("name", ["os.system", "lm.core.config.digest", "lm.nowhere.Thing", "subprocess.Popen", 3, None])
+@pytest.mark.parametrize(
+    "name", ["os.system", "lm.core.config.digest", "lm.nowhere.Thing", "subprocess.Popen", 3, None]
+)
 def test_json_resolves_only_our_dataclasses(name):
     with pytest.raises(UsageError):
         config.from_json({"class": name})

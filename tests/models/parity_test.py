@@ -166,7 +166,13 @@ def test_olmo2_with_norms_after_the_sublayers():
 def test_cohere_as_palms_block():
     config = transformers.CohereConfig(**LLAMA, num_key_value_heads=1, rope_theta=5e5, logit_scale=D**-0.5)
     hf = randomized(transformers.CohereForCausalLM(config))
-    settings = {"kv_heads": 1, "block": "parallel", "rope_style": "interleaved", "logit_scale": D**-0.5, "rope_base": 5e5}
+    settings = {
+        "kv_heads": 1,
+        "block": "parallel",
+        "rope_style": "interleaved",
+        "logit_scale": D**-0.5,
+        "rope_base": 5e5,
+    }
     model = Decoder(**OURS | settings)
     agree(model, from_llama(model, hf, {"attention_norm": "input_layernorm"}), hf)
 

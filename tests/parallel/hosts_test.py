@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -172,3 +173,15 @@ def test_two_processes_agree_and_equal_one_with_two_devices(tmp_path):
     assert [(each["step"], each["by"], each["restored"]) for each in back] == [(1, 1, one["digest"])] * 2
     assert sorted(each["events"] for each in back) == [[], [["quarantined", 2]]]
     assert jax.process_count() == 1
+
+
+def test_an_error_of_one_process_ends_all_at_once():
+    code = (
+        "import os, sys\nfrom lm.parallel import hosts\nhosts.initialize(hosts.resolve(os.environ))\n"
+        "hosts.abandon(2) if hosts.is_main() else hosts.barrier('never')"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    launcher = [sys.executable, str(ROOT / "launch" / "local.py"), "-n", "2", "--", sys.executable, "-c", code]
+    start = time.monotonic()
+    assert subprocess.run(launcher, env=environ, capture_output=True, timeout=60).returncode == 2
+    assert time.monotonic() - start < 25  # A plain exit takes the 30 s of a collective's time-out.

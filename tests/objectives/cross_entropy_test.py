@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.core.errors import UsageError
+from lm.objectives.cross_entropy import TokenLoss, cross_entropy
+
+B, L, D, V, CLASSES = 3, 7, 5, 16, 11
+FORMS = {
+    "plain": TokenLoss(CLASSES),
+    "smoothed": TokenLoss(CLASSES, label_smoothing=0.2),
+    "z_loss": TokenLoss(CLASSES, z_loss=0.1),
+    "both": TokenLoss(CLASSES, label_smoothing=0.1, z_loss=0.05),
+}
+
+
+def logits(head, x):
+    """Soft-capped, with the last logits masked as padding is."""
+    capped = 4 * jnp.tanh(x @ head / 4)
+    valid = (jnp.arange(V) < CLASSES).reshape((1,) * (x.ndim - 1) + (V,))
+    return jnp.where(valid, capped, -1e9)
+
+
+def naive(form, head, x, targets, weights):
+    log_p = jax.nn.log_softmax(logits(head, x)[..., :CLASSES], -1)
+    nll = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    smooth = -jnp.mean(log_p, -1)
+    z = jnp.square(jax.nn.logsumexp(logits(head, x), -1))
+    loss = (1 - form.label_smoothing) * nll + form.label_smoothing * smooth + form.z_loss * z
+    return jnp.sum(loss * weights), jnp.sum(nll * weights), jnp.sum(form.z_loss * z * weights)
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    head, x = rng.standard_normal((D, V), np.float32), rng.standard_normal((B, L, D), np.float32)
+    targets = rng.integers(0, CLASSES, (B, L)).astype(np.int32)
+    weights = (rng.integers(0, 2, (B, L)) * rng.random((B, L))).astype(np.float32)
+    return head, x, targets, weights
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("chunk_tokens", [None, 6, 1], ids=["whole", "uneven_chunks", "one_position"])
+def test_sums_and_scaled_gradients_equal_the_naive_form(form, chunk_tokens, arrays):
+    head, x, targets, weights = arrays
+
+    def ours(head, x):
+        loss, sums = cross_entropy(form, logits, head, x, targets, weights, chunk_tokens)
+        return 3.7 * jnp.square(loss) / weights.sum(), (loss, sums)
+
+    def theirs(head, x):
+        return 3.7 * jnp.square(naive(form, head, x, targets, weights)[0]) / weights.sum()
+
+    gradients, (loss, sums) = jax.jit(jax.grad(ours, (0, 1), has_aux=True))(head, x)
+    expected = naive(form, head, x, targets, weights)
+    for actual, value in zip((loss, sums["nll"], sums["z_loss"]), expected, strict=True):
+        np.testing.assert_allclose(actual, value, rtol=1e-5)
+    for actual, value in zip(gradients, jax.grad(theirs, (0, 1))(head, x), strict=True):
+        np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-5 * float(jnp.abs(value).max()))
+    evaluated, _ = cross_entropy(form, logits, head, x, targets, weights, chunk_tokens)
+    np.testing.assert_allclose(evaluated, expected[0], rtol=1e-5)
+
+
+def test_accuracy_counts_the_likeliest_token_and_ties_for_the_first_alone(arrays):
+    head, x, targets, weights = arrays
+    hits = np.argmax(logits(head, x), -1) == targets
+    _, sums = cross_entropy(FORMS["plain"], logits, head, x, targets, weights)
+    np.testing.assert_allclose(sums["accuracy"], (hits * weights).sum(), rtol=1e-6)
+    _, sums = cross_entropy(FORMS["plain"], logits, 0 * head, x, targets, np.ones_like(weights))
+    assert sums["accuracy"] == (targets == 0).sum()
+
+
+def test_no_array_of_all_tokens_by_vocabulary_exists():
+    tokens, vocabulary = 64, 512
+    head, x = jnp.ones((4, vocabulary)), jnp.ones((2, tokens // 2, 4))
+    targets, weights = jnp.zeros((2, tokens // 2), jnp.int32), jnp.ones((2, tokens // 2))
+
+    def loss(head, x):
+        return cross_entropy(TokenLoss(vocabulary), lambda h, x: x @ h, head, x, targets, weights, chunk_tokens=8)[0]
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(head, x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocabulary * 4
+
+
+@pytest.mark.parametrize("setting", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}])
+def test_impossible_settings_are_refused(setting):
+    with pytest.raises(UsageError, match=next(iter(setting))):
+        TokenLoss(CLASSES, **setting)
