@@ -14,13 +14,13 @@ from lm.train.schedules import WSD
 
 
 def run() -> Run:
-    """4 layers, 256 wide, rotary positions, SwiGLU; a vocabulary of 4,096."""
+    """4 layers, 192 wide, rotary positions, SwiGLU; a vocabulary of 4,096."""
     return Run(
         model=Decoder(
             layers=4,
-            width=256,
+            width=192,
             heads=4,
-            mlp_width=640,
+            mlp_width=512,
             positions="rotary",
             norm="rmsnorm",
             norm_bias=False,
@@ -34,6 +34,6 @@ def run() -> Run:
         data=Data(source="python", tokenizer="bpe:4096"),
         optimizer=Muon(weight_decay=0.05),
         schedule=WSD(peak=4e-3, warmup_steps=50, decay_fraction=0.4),
-        train=Train(steps=1000, batch_size=8, seq_len=256, eval_every=250, save_every=250, log_every=10),
+        train=Train(steps=500, batch_size=8, seq_len=256, eval_every=250, save_every=100, log_every=10),
         evals=Evals(batch_size=16, sample_tokens=120, prompt="def ", baselines=True),
     )

@@ -68,7 +68,7 @@ class Group:
                 failure = failure or 1
                 self.send(signal.SIGKILL)
             time.sleep(POLL_S)
-        final = [failure, *map(_code, codes)]
+        final = [failure, *(_code(code) for code in codes if code is not None)]
         code = next((code for code in final if code not in (0, RESTART)), RESTART if RESTART in final else 0)
         if code not in (0, RESTART):
             self.send(signal.SIGKILL, ended=True)

@@ -37,7 +37,7 @@ def override(config: Any, name: str, text: str) -> Any:
         if not dataclasses.is_dataclass(value):
             raise UsageError(f"{head} of {type(config).__name__} is a plain value and has no setting {rest!r}")
         return dataclasses.replace(config, **{head: override(value, rest, text)})
-    return dataclasses.replace(config, **{head: _parse(text, _hints(type(config))[head], value, name)})
+    return dataclasses.replace(config, **{head: _parse(text, _hints(config.__class__)[head], value, name)})
 
 
 def override_all(config: Any, assignments: typing.Iterable[str]) -> Any:
@@ -102,11 +102,9 @@ def _flat_value(name: str, value: Any) -> dict[str, Any]:
 
 def _identity(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        kept = {
-            f.name: _identity(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if f.metadata.get("identity", True) and getattr(value, f.name) != _default(f)
-        }
+        fields = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
+        pairs = {f.name: (_identity(getattr(value, f.name)), _identity(_default(f))) for f in fields}
+        kept = {name: given for name, (given, default) in pairs.items() if given != default}
         return {"class": _qualified(type(value)), **kept}
     return [_identity(v) for v in value] if isinstance(value, tuple) else value
 

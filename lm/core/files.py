@@ -13,6 +13,11 @@ def path(name: str | os.PathLike) -> epath.Path:
     return epath.Path(os.fspath(name))
 
 
+def absolute(name: str | os.PathLike) -> epath.Path:
+    """`path`, independent of the working directory where it is local."""
+    return path(os.path.abspath(name) if is_local(name) else name)
+
+
 def is_local(name: str | os.PathLike) -> bool:
     return "://" not in os.fspath(name)
 

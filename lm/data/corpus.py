@@ -181,8 +181,8 @@ def build(
     if not files.is_local(out):
         raise UsageError(f"out={out} must be a local path: shards are mapped into memory")
     settings = _settings(source, tokenizer, validation, validation_source, shard_tokens)
-    if validation is None and validation_source is None and sources.held_out(source):
-        source, validation_source = sources.held_out(source)
+    if validation is None and validation_source is None and (division := sources.held_out(source)):
+        source, validation_source = division
     out = pathlib.Path(out)
     if not is_built(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ class _Parts:
         self.last_train = max(1, int(documents * (1 - validation)))
         if validation_source and not self._count(validation_source):
             raise UsageError(f"validation_source {validation_source} holds no text")
-        self.counts = sources.Counts()
+        self.counts: sources.Counts = sources.Counts()
 
     def _count(self, source: str) -> int:
         documents, shown = 0, self.characters

@@ -96,7 +96,7 @@ def _chunks(file: str) -> Iterator[bytes]:
             yield from _bounded(decompress(f), file)
 
 
-def _read(f: BinaryIO) -> Iterator[bytes]:
+def _read(f: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
     while chunk := f.read(_CHUNK_BYTES):
         yield chunk
 

@@ -80,10 +80,10 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def _feistel(index: np.ndarray, a: int, b: int, key: np.ndarray) -> np.ndarray:
-    a, b = np.uint64(a), np.uint64(b)
-    left, right = np.divmod(index.astype(np.uint64), b)
+    rows, columns = np.uint64(a), np.uint64(b)
+    left, right = np.divmod(index.astype(np.uint64), columns)
     for _ in range(_ROUNDS // 2):
-        left = (left + mix(right + key) % a) % a
-        right = (right + mix(left ^ key) % b) % b
+        left = (left + mix(right + key) % rows) % rows
+        right = (right + mix(left ^ key) % columns) % columns
         key = key + _ROUND_KEY
-    return (left * b + right).astype(np.int64)
+    return (left * columns + right).astype(np.int64)

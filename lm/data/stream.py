@@ -86,7 +86,7 @@ class Stream:
         """The examples of one epoch."""
         size = self.split.tokens, self.seq_len, self.window
         if self.order == "lanes":
-            return self.batch_size * order.lane_steps(*size, self.batch_size)
+            return self._lanes * order.lane_steps(*size, self._lanes)
         return {"shuffled": order.shuffled_examples, "sequential": order.sequential_examples}[self.order](*size)
 
     def rows(self, start: int, count: int) -> Rows:
@@ -102,12 +102,17 @@ class Stream:
         if self.order == "shuffled":
             starts = order.shuffled(index, *size, self.seed)
         elif self.order == "lanes":
-            starts, resets = order.lanes(index, *size, self.batch_size)
+            starts, resets = order.lanes(index, *size, self._lanes)
         else:
             starts = index * self.seq_len
         rngs = zip(generators(self.seed, keys.tolist()), keys.tolist(), starts.tolist(), strict=True)
         rows = [self.objective.corrupt(rng, self._row(start, window) | {"index": key}) for rng, key, start in rngs]
         return rows if resets is None else [row | {"resets_B": r} for row, r in zip(rows, resets, strict=True)]
+
+    @property
+    def _lanes(self) -> int:
+        assert self.batch_size is not None  # Asked for at the start where the order is lanes.
+        return self.batch_size
 
     def _row(self, start: int, window: int) -> dict[str, Any]:
         length = min(window, self.split.tokens - start)
@@ -148,9 +153,11 @@ def stack(rows: Sequence[Rows]) -> Rows:
 
 def open_stream(data: Data, objective: Objective, seq_len: int, batch_size: int) -> Stream | Mixture:
     """The training stream that the config names; raises UsageError where corpora and settings do not fit."""
-    pairs = data.mixture or ((data.corpus, 1),)
-    if pairs[0][0] is None:
-        raise UsageError("the run names no corpus: give --corpus=DIR")
+    pairs = data.mixture
+    if not pairs:
+        if data.corpus is None:
+            raise UsageError("the run names no corpus: give --corpus=DIR")
+        pairs = ((data.corpus, 1),)
     corpora = [corpus.Corpus(folder) for folder, _ in pairs]
     if len({c.tokenizer_digest for c in corpora}) > 1:
         raise UsageError("the corpora of data.mixture have different tokenizers: build them with one --tokenizer=FILE")

@@ -3,6 +3,7 @@
 import bisect
 import dataclasses
 import functools
+import typing
 import urllib.parse
 
 import numpy as np
@@ -101,7 +102,7 @@ def parse(text: str) -> Markov:
     name, _, query = text.partition("?")
     if name not in _NAMES:
         raise unknown("synthetic source", name, _NAMES)
-    fields = {f.name: f.type for f in dataclasses.fields(_NAMES[name])}
+    fields = typing.get_type_hints(_NAMES[name])
     settings = {}
     for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True):
         if key not in fields:

@@ -199,7 +199,8 @@ class Pieces(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         # One flat list over all blocks lets SentencePiece's own threads share long documents too.
-        flat, counts = [], []
+        flat: list[str | None] = []
+        counts: list[int] = []
         for text in texts:
             before = len(flat)
             for i, part in enumerate(clean.sanitize(text)[0].split(_SPACE_MARK)):
@@ -298,7 +299,7 @@ def deserialize(content: bytes, name: str = "the tokenizer") -> Tokenizer:
 
 
 def _train_char(documents: Iterable[str], size: int | None) -> Char:
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for text in documents:
         counts.update(clean.sanitize(text)[0])
     kept = counts if size is None else [c for c, _ in _most_common(counts, size - 1)]
@@ -306,7 +307,7 @@ def _train_char(documents: Iterable[str], size: int | None) -> Char:
 
 
 def _train_word(documents: Iterable[str], size: int | None) -> Word:
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for text in documents:
         for block in clean.blocks(clean.sanitize(text)[0], _BLOCK_CHARACTERS):
             counts.update(_words(block))
@@ -366,7 +367,7 @@ def _sample(documents: Iterable[str], limit: int, seed: int) -> list[str]:
 def _model_kind(model: bytes) -> str:
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]  # Made at import.
     return {1: "unigram", 2: "bpe"}.get(proto.trainer_spec.model_type, "bpe")
 
 

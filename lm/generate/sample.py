@@ -138,5 +138,7 @@ def filter_logits(logits_BV: jax.Array, top_k: int | None, top_p: float | None) 
 
 
 def _until(ids: np.ndarray, eos_id: int | None) -> np.ndarray:
-    ends = np.flatnonzero(ids == eos_id) if eos_id is not None else ()
+    if eos_id is None:
+        return ids
+    ends = np.flatnonzero(ids == eos_id)
     return ids[: ends[0] + 1] if len(ends) else ids

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from lm.core.errors import UsageError
-from lm.main.flags import required
+from lm.main.flags import required, value
 
 if TYPE_CHECKING:
     from lm.data.corpus import Corpus, Progress
@@ -36,8 +36,8 @@ def define(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     """Builds or verifies a corpus and says what it holds."""
     out = required(values, "out")
-    if values.verify:
-        if values.source is not None:
+    if value(values, "verify"):
+        if value(values, "source") is not None:
             raise UsageError("--verify checks a corpus that is there: leave out --source")
         return _verify(out)
     source = required(values, "source")
@@ -47,10 +47,10 @@ def main(values: flags.FlagValues) -> int:
     with progress_bar() as progress:
         built = corpus.build(
             source,
-            values.tokenizer,
+            value(values, "tokenizer"),
             out,
-            validation=values.validation,
-            validation_source=values.validation_source,
+            validation=value(values, "validation"),
+            validation_source=value(values, "validation_source"),
             progress=progress,
         )
     sys.stdout.write(("There already, with the same settings.\n" if before else "") + summary(built))

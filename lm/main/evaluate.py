@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from lm.core.errors import UsageError
-from lm.main.flags import required
+from lm.main.flags import required, value
 
 
 def define(values: flags.FlagValues) -> None:
@@ -31,7 +31,7 @@ def define(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     """Prints one figure a line, `name: value`; returns the exit code."""
     checkpoint = required(values, "checkpoint")
-    if (values["corpus"].value is None) == (values["source"].value is None):
+    if (value(values, "corpus") is None) == (value(values, "source") is None):
         raise UsageError("give one of --corpus=DIR and --source=SRC")
 
     from lm.interop.load import load, load_run, load_tokenizer
@@ -40,12 +40,12 @@ def main(values: flags.FlagValues) -> int:
     from lm.train.run import Evals
 
     run, tokenizer = load_run(checkpoint), load_tokenizer(checkpoint)
-    batch_size, max_tokens = values["batch_size"].value, values["max_tokens"].value
+    batch_size, max_tokens = value(values, "batch_size"), value(values, "max_tokens")
     devices.start(batch_size)
     with _split(values, tokenizer) as split:
         mesh = Mesh().build()
         model, params = load(checkpoint, mesh)
-        evals = Evals(batch_size=batch_size, seq_len=values["seq_len"].value, max_tokens=max_tokens)
+        evals = Evals(batch_size=batch_size, seq_len=value(values, "seq_len"), max_tokens=max_tokens)
         score = corpora.scorer(model, run.objective, split, mesh, batch_size, evals, run.train.seq_len)
         figures = score(params)
         loss = figures["val_loss"]
@@ -62,18 +62,18 @@ def _split(values: flags.FlagValues, tokenizer: Any) -> Iterator[Any]:
     """The tokens to score: a split of the corpus, or the source in a corpus that lasts as long as this."""
     from lm.data import corpus as corpora
 
-    if values["corpus"].value is None:
+    if value(values, "corpus") is None:
         with tempfile.TemporaryDirectory() as folder:
-            built = corpora.build(values["source"].value, tokenizer, os.path.join(folder, "corpus"), validation=0.0)
+            built = corpora.build(value(values, "source"), tokenizer, os.path.join(folder, "corpus"), validation=0.0)
             yield built.split("train")
         return
-    opened = corpora.Corpus(values["corpus"].value)
+    opened = corpora.Corpus(value(values, "corpus"))
     if opened.tokenizer_digest != tokenizer.digest:
         raise UsageError(
-            f"corpus {values['corpus'].value} was made with another tokenizer than the checkpoint's: "
+            f"corpus {value(values, 'corpus')} was made with another tokenizer than the checkpoint's: "
             "pass its text as --source, or build it with --tokenizer=RUN_FOLDER/tokenizer.*"
         )
-    yield opened.split(values["split"].value)
+    yield opened.split(value(values, "split"))
 
 
 if __name__ == "__main__":

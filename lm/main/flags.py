@@ -21,12 +21,17 @@ def define_experiment(values: flags.FlagValues) -> None:
     )
 
 
+def value(values: flags.FlagValues, name: str) -> Any:
+    """The flag's value: absl types every one as possibly None, whatever its default."""
+    return values[name].value
+
+
 def required(values: flags.FlagValues, name: str) -> str:
     """The flag's value; raises UsageError where it was not given."""
-    value = values[name].value
-    if not value:
+    given = value(values, name)
+    if not given:
         raise UsageError(f"--{name} is missing: {values[name].help}")
-    return value
+    return given
 
 
 def load_run(name: str, assignments: list[str]) -> Any:
@@ -57,6 +62,7 @@ def load_experiment(name: str) -> Any:
         raise unknown(f"variant of {base}", variant, variants)
     if base.endswith(".py"):
         spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None and spec.loader is not None  # A file that ends in .py has both.
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     else:

@@ -6,7 +6,7 @@ lm generate --checkpoint=runs/shk_run --prompt='ROMEO:' --tokens=200 --temperatu
 from absl import flags
 
 from lm.core.errors import UsageError, check_positive
-from lm.main.flags import required
+from lm.main.flags import required, value
 
 
 def define(values: flags.FlagValues) -> None:
@@ -23,10 +23,12 @@ def define(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Prints the prompt with its continuation; returns the exit code."""
-    checkpoint, prompt = required(values, "checkpoint"), values["prompt"].value
+    checkpoint, prompt = required(values, "checkpoint"), value(values, "prompt")
     if prompt is None:
         raise UsageError("--prompt is missing: the text to continue; --prompt='' starts a new document")
-    check_positive(**{f"--{name}": values[name].value for name in ("tokens", "samples")})
+    check_positive(**{f"--{name}": value(values, name) for name in ("tokens", "samples")})
+    import numpy as np
+
     from lm.interop.load import load, load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint)
@@ -34,13 +36,13 @@ def main(values: flags.FlagValues) -> int:
     if not len(ids):
         if tokenizer.eos_id is None:
             raise UsageError(f"--prompt='' needs an end-of-text token, and a {tokenizer.kind} tokenizer has none")
-        ids = [tokenizer.eos_id]
+        ids = np.array([tokenizer.eos_id], np.int32)
     model, params = load(checkpoint)
     from lm.generate.sample import generate
 
-    sampling = {name: values[name].value for name in ("temperature", "top_k", "top_p", "seed")}
+    sampling = {name: value(values, name) for name in ("temperature", "top_k", "top_p", "seed")}
     rows = generate(
-        model, params, [ids] * values["samples"].value, values["tokens"].value, eos_id=tokenizer.eos_id, **sampling
+        model, params, [ids] * value(values, "samples"), value(values, "tokens"), eos_id=tokenizer.eos_id, **sampling
     )
     for number, row in enumerate(rows, 1):
         if len(rows) > 1:

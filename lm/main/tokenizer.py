@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from lm.main.flags import required
+from lm.main.flags import required, value
 
 
 def define(values: flags.FlagValues) -> None:
@@ -27,7 +27,7 @@ def main(values: flags.FlagValues) -> int:
     from lm.data import sources, tokenizers
 
     tokenizers.parse(kind)
-    tokenizer = tokenizers.train(kind, sources.documents(source), values.vocab_size)
+    tokenizer = tokenizers.train(kind, sources.documents(source), value(values, "vocab_size"))
     path = tokenizer.save(out)
     sys.stdout.write(f"{path}: kind {tokenizer.kind}, {tokenizer.vocab_size} ids, sha256 {tokenizer.digest[:16]}\n")
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from lm.core.errors import UsageError
-from lm.main.flags import define_experiment, load_run, required
+from lm.main.flags import define_experiment, load_run, required, value
 
 
 def define(values: flags.FlagValues) -> None:
@@ -41,10 +41,10 @@ def main(values: flags.FlagValues) -> int:
     """Trains; returns the exit code."""
     started = time.monotonic()
     experiment, workdir = required(values, "experiment"), required(values, "workdir")
-    run = load_run(experiment, values["set"].value)
-    if values["corpus"].value:
-        run = dataclasses.replace(run, data=dataclasses.replace(run.data, corpus=values["corpus"].value))
-    profile = _profile(values["profile"].value, run.train.steps)
+    run = load_run(experiment, value(values, "set"))
+    if value(values, "corpus"):
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, corpus=value(values, "corpus")))
+    profile = _profile(value(values, "profile"), run.train.steps)
 
     from lm.core import files
     from lm.main import corpora, devices
@@ -58,7 +58,7 @@ def main(values: flags.FlagValues) -> int:
     hosts.host_rows(mesh, run.train.batch_size)
     ledger = Ledger(workdir, writes=hosts.is_main())
     report = _reporter(ledger)
-    lock = RunLock(workdir, steal=values["steal"].value, report=report)
+    lock = RunLock(workdir, steal=value(values, "steal"), report=report)
     with contextlib.ExitStack() as stack:
         if hosts.is_main():
             files.path(workdir).mkdir(parents=True, exist_ok=True)
@@ -97,14 +97,14 @@ def _train(
 
     if hosts.broadcast(checkpoints.steps()):
         state, meta, step = checkpoints.restore(abstract, quarantine=True)
-        _check_data(meta, corpus, values["allow_changed_data"].value)
+        _check_data(meta, corpus, value(values, "allow_changed_data"))
         for name, (old, now) in config.diff(config.from_json(meta["run"]), run).items():
             say(f"setting changed since step {step}: {name} was {old}, is {now}")
     else:
         state = new()
-        if values["init_from"].value:
-            state = _initialized_from(values["init_from"].value, run, state, abstract)
-            say(f"weights from {values['init_from'].value}")
+        if value(values, "init_from"):
+            state = _initialized_from(value(values, "init_from"), run, state, abstract)
+            say(f"weights from {value(values, 'init_from')}")
     first = int(state.step)
     ledger.write("start", step=first, experiment=experiment, digest=config.digest(run), corpus=corpus.digest)
     if first >= run.train.steps:

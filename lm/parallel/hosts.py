@@ -48,7 +48,8 @@ def resolve(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) 
         return _given(flags.get("coordinator"), flags["num_processes"], flags.get("process_id"), "flags")
     if "LM_NUM_PROCESSES" in environ:
         names = ("LM_COORDINATOR", "LM_NUM_PROCESSES", "LM_PROCESS_ID")
-        return _given(*(environ.get(name) for name in names), "LM_*")
+        coordinator, count, process_id = (environ.get(name) for name in names)
+        return _given(coordinator, count, process_id, "LM_*")
     if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
         coordinator = environ.get("LM_COORDINATOR") or _slurm_coordinator(environ)
         return _given(coordinator, environ.get("SLURM_STEP_NUM_TASKS"), environ["SLURM_PROCID"], "Slurm")
@@ -68,7 +69,7 @@ def initialize(layout: Layout) -> None:
     """
     if layout.num_processes == 1:
         return
-    if jax.config.jax_platforms in (None, "", "cpu"):
+    if jax.config.jax_platforms in (None, "", "cpu"):  # type: ignore[attr-defined]  # Made at import.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if layout.num_processes is None:
         jax.distributed.initialize(initialization_timeout=120, heartbeat_timeout_seconds=30)
@@ -154,7 +155,7 @@ def host_rows(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
         axes = " x ".join(f"{a}={mesh.shape[a]}" for a in rules.BATCH_AXES if mesh.shape[a] > 1)
         raise UsageError(f"train.batch_size={batch_size} does not divide over mesh {axes}: take {near}")
     places = rules.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    spans = sorted({rows.indices(batch_size)[:2] for (rows,) in places.values()})
+    spans = sorted({index[0].indices(batch_size)[:2] for index in places.values() if index is not None})
     first, end = spans[0][0], spans[-1][1]
     if any(a[1] != b[0] for a, b in zip(spans, spans[1:], strict=False)):
         raise UsageError(f"this mesh gives process {jax.process_index()} rows {spans}, which are not contiguous")

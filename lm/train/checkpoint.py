@@ -2,9 +2,6 @@
 
 import contextlib
 import gc
-import hashlib
-import importlib.metadata
-import json
 import logging
 import math
 import os
@@ -22,6 +19,7 @@ from lm.core import files, tree
 from lm.core.errors import UsageError
 from lm.parallel import hosts
 from lm.train import digest
+from lm.train.record import Damaged, abstract_arrays, check_layout, make_record, placed, read_record
 
 FOLDER = "checkpoints"
 _PARTIAL = (".orbax-checkpoint-tmp", ".expired", ".replaced")
@@ -29,10 +27,6 @@ _PARTIAL = (".orbax-checkpoint-tmp", ".expired", ".replaced")
 
 class SaveError(RuntimeError):
     """A checkpoint did not become durable; the message names its step and the last good one."""
-
-
-class Damaged(Exception):
-    """A step's files are not what was saved."""
 
 
 class Checkpoints:
@@ -53,7 +47,7 @@ class Checkpoints:
             raise UsageError(f"train.keep_last={keep_last} must be at least 2: the newest may be the damaged one")
         if keep_every is not None and keep_every < 1:
             raise UsageError(f"train.keep_every={keep_every} must be at least 1, or None to keep none for good")
-        self.folder = files.path(folder) / FOLDER
+        self.folder = files.absolute(folder) / FOLDER  # Orbax takes no relative path.
         self._keep_last, self._keep_every = keep_last, keep_every
         self._report = report or _print
         self._trusted: set[int] = set()  # Steps that this process saved, or verified whole.
@@ -80,11 +74,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         flat = digest.flatten(state)
-        digests = digest.digests(state)
-        arrays = {k: {"shape": list(x.shape), "dtype": x.dtype.name, "digest": digests[k]} for k, x in flat.items()}
-        record = {"step": step, "meta": {**meta, "versions": versions()}, "arrays": arrays}
-        record = json.loads(json.dumps(record, allow_nan=False))
-        record["sha256"] = _sha256(record)
+        record = make_record(step, meta, flat, digest.digests(state))
         self._pending = step, time.monotonic()
         with self._explained(step):
             if self._writer is None:
@@ -122,7 +112,7 @@ class Checkpoints:
     def newest(self, verify: bool = True) -> int | None:
         """The newest step, or the newest whose every array has its digest; None where there is none."""
         for step in reversed(self.steps()):
-            if not verify or self._load(step, lambda record: _abstract(record["arrays"]))[2] is None:
+            if not verify or self._load(step, abstract_arrays)[2] is None:
                 return step
         return None
 
@@ -141,18 +131,18 @@ class Checkpoints:
         return self._restore(part + "/", abstract, step, False)
 
     def _restore(self, prefix: str, abstract: Any, step: int | None, quarantine: bool) -> tuple[Any, dict, int]:
-        wanted = {prefix + path: _placed(x) for path, x in digest.flatten(abstract).items()}
+        wanted = {prefix + path: placed(x) for path, x in digest.flatten(abstract).items()}
         steps = hosts.broadcast(self.steps())
         if not steps:
             raise UsageError(f"there is no checkpoint in {self.folder}")
         if step is not None and step not in steps:
             raise UsageError(f"there is no step {step} in {self.folder}, only {', '.join(map(str, steps))}")
         candidates = steps if step is None else [step]
-        damaged = {}
+        damaged: dict[int, str] = {}
         for candidate in reversed(candidates):
 
             def checked(record: dict, candidate: int = candidate) -> dict[str, Any]:
-                _check_layout(f"{self.folder}/{candidate}", record["arrays"], wanted, prefix)
+                check_layout(f"{self.folder}/{candidate}", record, wanted, prefix)
                 return wanted
 
             arrays, meta, problem = self._load(candidate, checked)
@@ -177,7 +167,7 @@ class Checkpoints:
         """
         arrays, record, problem = {}, {}, None
         try:
-            record = _read_record(self.folder, step)
+            record = read_record(self.folder, step)
         except Damaged as error:
             problem = str(error)
         if _agree(problem):
@@ -200,6 +190,7 @@ class Checkpoints:
         return arrays, record["meta"], None
 
     def _finish(self) -> int:
+        assert self._pending is not None
         step, start = self._pending
         if hosts.is_main():
             # Orbax syncs the files and their folder, but not the rename that put the step in its place.
@@ -297,29 +288,9 @@ def read_meta(folder: str | os.PathLike, step: int) -> dict[str, Any]:
     Raises UsageError where it is missing or is not what was saved.
     """
     try:
-        return _read_record(files.path(folder) / FOLDER, step)["meta"]
+        return read_record(files.path(folder) / FOLDER, step)["meta"]
     except Damaged as error:
         raise UsageError(f"step {step} in {folder}: {error}; take another step") from None
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the bits of a run; values survive a change of them, bitwise continuation may not."""
-    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "orbax-checkpoint")}
-
-
-def _read_record(folder: Any, step: int) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / str(step) / "meta" / "metadata").read_bytes())
-        expected = record.pop("sha256")
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise Damaged(f"its meta cannot be read ({_first_line(error)})") from None
-    if _sha256(record) != expected:
-        raise Damaged("its meta does not have the sha256 that was saved")
-    if record["step"] != step:
-        raise Damaged(f"its meta is that of step {record['step']}")
-    return record
 
 
 def _read_arrays(target: Any, wanted: dict[str, Any]) -> dict[str, jax.Array]:
@@ -374,49 +345,12 @@ def _failpoint(name: str) -> None:
         os._exit(9)
 
 
-def _check_layout(where: str, saved: dict[str, dict], wanted: dict[str, Any], prefix: str) -> None:
-    """Raises UsageError at the first array that the file and the config do not share alike."""
-    for path, x in wanted.items():
-        if path not in saved:
-            raise UsageError(f"{where} has no array {path}, which this config needs: use the config it was saved with")
-        for field, here in (("shape", list(x.shape)), ("dtype", x.dtype.name)):
-            there = saved[path][field]
-            if there != here:
-                raise UsageError(
-                    f"{path} has {field} {_shown(there)} in {where}, and this config expects {_shown(here)}: "
-                    "use the config it was saved with"
-                )
-    for path in saved:
-        if path.startswith(prefix) and path not in wanted:
-            raise UsageError(f"{where} has an array {path} that this config lacks: use the config it was saved with")
-
-
-def _abstract(arrays: dict[str, dict]) -> dict[str, Any]:
-    return {k: _placed(jax.ShapeDtypeStruct(tuple(a["shape"]), a["dtype"])) for k, a in arrays.items()}
-
-
-def _placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    if x.sharding is not None:
-        return x
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-
-
 def _agree(problem: str | None) -> bool:
     return hosts.any_process(problem is not None)
 
 
 def _is_step(name: str) -> bool:
     return re.fullmatch(r"0|[1-9]\d*", name) is not None
-
-
-def _sha256(record: dict[str, Any]) -> str:
-    text = json.dumps({k: v for k, v in record.items() if k != "sha256"}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _shown(value: Any) -> str:
-    return str(tuple(value)) if isinstance(value, list) else str(value)
 
 
 def _first_line(error: BaseException) -> str:

@@ -34,6 +34,6 @@ class Ledger:
 
 
 def _versions() -> dict[str, str]:
-    from lm.train.checkpoint import versions
+    from lm.train.record import versions
 
     return {"python": platform.python_version(), **versions()}

@@ -23,7 +23,7 @@ class Train:
     seed: int = 0
     ema_decay: float | None = None  # Keeps an exponential average of the weights, and evaluates it.
     max_skipped: int = 3  # Steps in a row without finite numbers that stop the run.
-    poison: tuple[int, ...] | None = None  # (first, last) steps whose gradients become NaN: a drill.
+    poison: tuple[int, int] | None = None  # (first, last) steps whose gradients become NaN: a drill.
     log_every: int = setting(10, identity=False)
     eval_every: int = setting(250, identity=False)
     save_every: int = setting(500, identity=False)

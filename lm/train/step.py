@@ -1,5 +1,6 @@
 """One training step, as a pure function of the state and a batch."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -130,7 +131,8 @@ def make_step(
             average = jax.tree.map(lambda a, w: ema_decay * a + (1 - ema_decay) * w, average, weights)
         rows = next(iter(batch.values())).shape[0]
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             examples=state.examples + rows,
             skipped=skipped,

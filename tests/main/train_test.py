@@ -165,6 +165,15 @@ def test_another_corpus_at_resume_is_refused(tmp_path, capfd):
     assert call(*arguments, "--set=train.steps=20", f"--corpus={tmp_path / '2'}", "--allow_changed_data") == 0
 
 
+def test_relative_folders_work(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert call("corpus", "--source=synthetic:markov?symbols=8&tokens=9000", "--tokenizer=char", "--out=runs/c") == 0
+    assert call(*TRAIN, "--workdir=runs/a", "--corpus=runs/c", "--set=train.steps=2") == 0
+    assert call("evaluate", "--checkpoint=runs/a", "--corpus=runs/c", "--split=train", "--max_tokens=64") == 0
+    assert call("generate", "--checkpoint=runs/a/checkpoints/2", "--prompt=!", "--tokens=3") == 0
+    assert "bits_per_byte: " in capfd.readouterr().out
+
+
 def test_a_new_run_starts_from_given_weights(undisturbed, tmp_path):
     arguments = (*TRAIN, f"--workdir={tmp_path}", "--set=train.steps=1", "--set=schedule.warmup_steps=0")
     assert call(*arguments, f"--init_from={undisturbed}") == 0

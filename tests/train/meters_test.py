@@ -1,0 +1,73 @@
+"""The work that MFU is a share of: by formula, by counting the products of the program, by counting pairs."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lm.core import params as specs
+from lm.models.decoder import Decoder, Layer
+from lm.train import meters
+
+GPT2 = Decoder(layers=12, heads=12, width=768, vocab_size=50257, max_len=1024)
+TINY = Decoder(layers=3, heads=4, width=32, vocab_size=128, max_len=64, scan=False)
+LLAMA = {"positions": "rotary", "max_len": None, "gated": True, "attention_bias": False, "mlp_bias": False}
+MODELS = {
+    "tied": TINY,
+    "untied, grouped heads": dataclasses.replace(TINY, **LLAMA, kv_heads=2, mlp_width=48, tied=False),
+    "one key head, wide heads, parallel": dataclasses.replace(TINY, **LLAMA, kv_heads=1, head_dim=24, block="parallel"),
+}
+
+
+def products(jaxpr):
+    """(flops of plain products, flops of products with batch dimensions) in all of a program."""
+    plain = batched = 0
+    for equation in jaxpr.eqns:
+        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            more = products(inner)
+            plain, batched = plain + repeats * more[0], batched + repeats * more[1]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            flops = 2 * math.prod(out) * math.prod(left[i] for i in contracted)
+            plain, batched = (plain, batched + flops) if batch else (plain + flops, batched)
+    return plain, batched
+
+
+def test_gpt2_124m_takes_the_published_work():
+    """0.80 GFLOP a token at 1024 tokens with the causal half of attention, 0.85 with all of it."""
+    matmul, attention = 12 * 12 * 768**2 + 50257 * 768, 12 * 768 * 1024
+    flops = meters.flops_per_token(GPT2, GPT2.spec(), 1024)
+    assert flops == 6 * matmul + 6 * attention
+    assert round(flops / 1e9, 2) == 0.80 and round((flops + 6 * attention) / 1e9, 2) == 0.85
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_is_counted_as_three_times_the_products_of_a_forward_pass(name):
+    model, rows, length = MODELS[name], 2, 64
+
+    def forward(params, tokens):
+        return model.logits(model.head(params), model.apply(params, {"tokens_BL": tokens}).hidden_BLD)
+
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    plain, batched = products(jax.make_jaxpr(forward)(specs.abstract(model.spec()), tokens).jaxpr)
+    # At this length the program multiplies the masked half of attention's pairs too, which the convention leaves out.
+    counted = 3 * (plain + batched / 2) / (rows * length)
+    assert batched / 2 > 0.05 * plain
+    assert meters.flops_per_token(model, model.spec(), length) == pytest.approx(counted, rel=0.02)
+
+
+def test_windows_count_the_pairs_that_they_show():
+    length, windows = 512, (64, None, 2000)
+    model = dataclasses.replace(TINY, max_len=length, pattern=tuple(Layer(window=w) for w in windows))
+    pairs = sum(min(t + 1, w or length) for w in windows for t in range(length))
+    # Two products of 2 x 32 operations a pair; the closed form counts half of a token's pair with itself.
+    assert model.attention_flops(length) == pytest.approx(4 * 32 * pairs / length, rel=0.01)
+
+
+def test_the_peak_of_a_cpu_is_measured_and_said_to_be():
+    peak, convention = meters.peak_flops(jax.devices())
+    assert 1e9 < peak < 1e14 and "measured" in convention

@@ -1,0 +1,79 @@
+"""A run's settings are checked where they are made, and its vocabulary is filled in from the tokenizer."""
+
+import dataclasses
+
+import pytest
+
+from lm.core.errors import UsageError
+from lm.models.decoder import Decoder
+from lm.objectives.causal import Causal
+from lm.train.run import Evals, Run, Train, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """An objective with two ids of its own."""
+
+    extra_ids = ("[MASK]", "[SEP]")
+
+
+def make_run(vocab_size=None, objective=None, seq_len=32, **options):
+    model = Decoder(layers=1, heads=2, width=16, vocab_size=vocab_size, **options)
+    return Run(model, objective or Causal(), train=Train(seq_len=seq_len))
+
+
+@pytest.mark.parametrize(
+    "ids, objective, rows, valid",
+    [
+        (128, Causal(), 128, 128),
+        (129, Causal(), 256, 129),
+        (50257, Causal(), 50304, 50257),  # GPT-2's vocabulary, as nanoGPT pads it.
+        (127, Masking(), 256, 129),
+    ],
+)
+def test_the_vocabulary_is_padded_to_a_multiple_of_128(ids, objective, rows, valid):
+    model = resolve(make_run(objective=objective, positions="rotary"), ids).model
+    assert (model.vocab_size, model.valid_vocab_size) == (rows, valid)
+
+
+def test_a_given_vocabulary_is_taken_as_it_is():
+    model = resolve(make_run(vocab_size=100, positions="rotary"), 99).model
+    assert (model.vocab_size, model.valid_vocab_size) == (100, 99)
+
+
+def test_a_given_vocabulary_that_is_too_small_is_refused_with_both_numbers():
+    with pytest.raises(UsageError, match=r"model.vocab_size=100 is below the 102 ids .* leave it unset"):
+        resolve(make_run(vocab_size=100, objective=Masking(), positions="rotary"), 100)
+
+
+def test_sequences_longer_than_the_positions_are_refused():
+    assert resolve(make_run(max_len=32), 8).train.seq_len == 32
+    with pytest.raises(UsageError, match=r"train.seq_len=33 exceeds .* raise model.max_len=32"):
+        resolve(make_run(max_len=32, seq_len=33), 8)
+    with pytest.raises(UsageError, match=r"evals.seq_len=64 exceeds .* raise model.max_len=32"):
+        resolve(dataclasses.replace(make_run(max_len=32), evals=Evals(seq_len=64)), 8)
+    assert resolve(make_run(positions="rotary", seq_len=4096), 8).train.seq_len == 4096
+
+
+def test_resolving_twice_changes_nothing():
+    once = resolve(make_run(positions="rotary"), 50)
+    assert resolve(once, 50) == once
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"steps": 0}, "train.steps=0"),
+        ({"batch_size": 0}, "train.batch_size=0"),
+        ({"seq_len": -1}, "train.seq_len=-1"),
+        ({"save_every": 0}, "train.save_every=0"),
+        ({"max_skipped": 0}, "train.max_skipped=0"),
+        ({"batch_size": 8, "accumulate": 3}, "train.accumulate=3 does not divide train.batch_size=8"),
+        ({"keep_last": 1}, "train.keep_last=1 must be at least 2"),
+        ({"poison": (3,)}, "train.poison=(3,) needs two steps"),
+    ],
+)
+def test_settings_that_cannot_train_are_named(settings, words):
+    with pytest.raises(UsageError) as caught:
+        Train(**settings)
+    assert words in str(caught.value)

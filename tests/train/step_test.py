@@ -1,0 +1,166 @@
+"""A step is one update of the whole batch however it is cut, and none where a number is not finite."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from lm.core import tree
+from lm.models.decoder import Decoder
+from lm.objectives.causal import Causal
+from lm.parallel import rules
+from lm.parallel.mesh import Mesh
+from lm.train import loop, optimizers, step
+from lm.train.run import Run, Train
+
+B, L, V = 8, 16, 128
+MODEL = Decoder(layers=2, width=32, heads=4, vocab_size=V, max_len=L)
+DECAY = 0.75
+GOLDEN = (4.896751, 4.814215, 4.903203)
+
+
+def make_batch(seed=0):
+    """Random tokens; the weights of the rows span seven orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, V, (B, L + 1), dtype=np.int32)
+    weights = (rng.integers(0, 2, (B, L)) * np.logspace(0, -7, B)[:, None]).astype(np.float32)
+    return {"tokens_BL": tokens[:, :-1], "targets_BL": tokens[:, 1:], "weights_BL": weights}
+
+
+def build(optimizer=None, objective=None, ema=False, accumulate=1):
+    """(a new state, the jitted step); nothing is donated, so that a test may keep the state before."""
+    transformation = (optimizer or optimizers.AdamW()).build(MODEL.spec())
+    state = step.initialize(MODEL.spec(), transformation, jax.random.key(0), ema)
+    pure = step.make_step(
+        MODEL,
+        objective or Causal(),
+        transformation,
+        lambda _: jnp.float32(1e-2),
+        accumulate=accumulate,
+        ema_decay=DECAY if ema else None,
+    )
+    return state, jax.jit(pure)
+
+
+def abstract_and_step(mesh):
+    """(the state's shapes and shardings, the step as the loop runs it)."""
+    run = Run(MODEL, Causal(), train=Train(batch_size=B, seq_len=L, ema_decay=DECAY))
+    return loop.prepare(run, mesh)
+
+
+def dots(function, *arguments):
+    """The matrix products of the compiled program, those in a loop's body counted once."""
+    return function.lower(*arguments).compile().as_text().count(" dot(")
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_accumulation_changes_neither_figures_nor_weights():
+    # Not Adam: its first step is the gradient's sign, which is rounding's where the gradient is zero.
+    state, whole = build(optimizers.SGD(momentum=0.9))
+    _, cut = build(optimizers.SGD(momentum=0.9), accumulate=4)
+    for seed in range(2):
+        (expected, figures), (state, metrics) = whole(state, make_batch(seed)), cut(state, make_batch(seed))
+        assert metrics.keys() == figures.keys()
+        for name in figures:
+            np.testing.assert_allclose(metrics[name], figures[name], rtol=1e-5, err_msg=name)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), state, expected)
+
+
+def test_counting_the_weights_first_costs_no_forward_pass():
+    @dataclasses.dataclass(frozen=True)
+    class WeighedByTheModel:
+        """Breaks the contract that weights depend on the batch alone, so that the first pass has to run the model."""
+
+        def loss(self, *arguments, **options):
+            terms = Causal().loss(*arguments, **options)
+            return {name: (s, w + jnp.abs(s), c) for name, (s, w, c) in terms.items()}
+
+    batch = make_batch()
+    state, whole = build()
+    once = dots(whole, state, batch)
+    assert 0 < once == dots(build(accumulate=2)[1], state, batch)
+    assert once < dots(build(objective=WeighedByTheModel(), accumulate=2)[1], state, batch)
+
+
+def test_an_update_that_is_not_finite_leaves_every_bit_and_is_counted():
+    state, take = build(ema=True)
+    damaged = make_batch() | {"weights_BL": np.full((B, L), np.inf, np.float32)}
+    counts = []
+    for batch in (make_batch(), damaged, damaged, make_batch(1)):
+        before, (state, metrics) = state, take(state, batch)
+        counts.append(int(state.skipped))
+        assert metrics["skipped"] == state.skipped
+        if batch is damaged:
+            assert_same_bits((state.params, state.optimizer, state.ema), (before.params, before.optimizer, before.ema))
+    assert counts == [0, 1, 2, 0] and (state.step, state.examples) == (4, 4 * B)
+    assert np.isfinite(metrics["loss"]) and not np.array_equal(*(s.params["embed"]["table"] for s in (state, before)))
+
+
+def test_the_average_of_the_weights_follows_its_formula():
+    state, take = build(ema=True)
+    expected = jax.tree.map(np.float64, state.params)
+    for seed in range(3):
+        state, _ = take(state, make_batch(seed))
+        expected = jax.tree.map(lambda a, w: DECAY * a + (1 - DECAY) * np.float64(w), expected, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema, expected)
+
+
+def test_every_leaf_of_the_state_is_donated():
+    mesh = Mesh(fsdp=2, tensor=2).build()
+    abstract, new, take = abstract_and_step(mesh)
+    state, batch = new(), jax.device_put(make_batch(), rules.batch_sharding(mesh))
+    compiled = take.lower(state, batch).compile()
+    on_one_device = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes == on_one_device
+    leaves = jax.tree.leaves(state)
+    take(state, batch)
+    assert all(x.is_deleted() for x in leaves)
+
+
+def test_the_first_losses_are_those_on_record():
+    state, take = build()
+    losses = []
+    for seed in range(3):
+        state, metrics = take(state, make_batch(seed))
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(
+        losses,
+        GOLDEN,
+        rtol=1e-5,
+        err_msg=f"the first steps have moved. If a change meant to move them (initial values, the model's or the "
+        f"optimizer's arithmetic), say so in LOG.md and put GOLDEN = {tuple(losses)}; else it has a bug",
+    )
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.AdamW(), optimizers.Muon()])
+def test_moments_lie_like_their_parameters_and_counters_are_whole(optimizer):
+    mesh, spec = Mesh(fsdp=2, tensor=2).build(), MODEL.spec()
+    transformation = optimizer.build(spec)
+    abstract = jax.eval_shape(lambda: step.initialize(spec, transformation, jax.random.key(0), True))
+    places = step.shardings(spec, abstract, mesh)
+    by_path = tree.flatten(rules.shardings(spec, mesh))
+    assert tree.flatten(places.params) == tree.flatten(places.ema) == by_path
+    moments = []
+    for name in ("mu", "nu"):
+        for _, found in optax.tree_utils.tree_get_all_with_path(places.optimizer, name):
+            moments += [(path, s) for path, s in tree.flatten(found).items() if not isinstance(s, optax.MaskedNode)]
+    assert all(by_path[path] == place for path, place in moments) and {path for path, _ in moments} == set(by_path)
+    sharded = [place for place in jax.tree.leaves(places.optimizer) if place.spec != PartitionSpec()]
+    assert 0 < len(sharded) <= len(moments)
+    assert all(getattr(places, name).spec == PartitionSpec() for name in ("step", "examples", "skipped"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_without_a_target_has_loss_0_and_finite_figures(accumulate):
+    state, take = build(accumulate=accumulate)
+    state, metrics = take(state, make_batch() | {"weights_BL": np.zeros((B, L), np.float32)})
+    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and state.skipped == 0
+    assert all(np.isfinite(x) for x in metrics.values())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
