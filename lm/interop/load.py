@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from lm.core import params as specs
+from lm.core.errors import UsageError
 from lm.data import tokenizers
 from lm.parallel import rules
 from lm.train import checkpoint, folder
@@ -39,9 +40,12 @@ def load_params(name: str | os.PathLike, abstract: dict[str, Any]) -> dict[str, 
 
 
 def load_run(name: str | os.PathLike) -> Any:
-    """The resolved Run that a checkpoint's folder keeps."""
+    """The resolved Run that a checkpoint's folder keeps; raises UsageError where it keeps none."""
     run_folder, _ = checkpoint.locate(name)
-    return folder.read_config(run_folder)
+    run = folder.read_config(run_folder)
+    if run is None:
+        raise UsageError(f"{run_folder} has checkpoints and no {folder.CONFIG}: restore it from a copy")
+    return run
 
 
 def load_tokenizer(name: str | os.PathLike) -> tokenizers.Tokenizer:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.layers.linear import linear_spec
 from lm.layers.masks import visible
@@ -108,7 +109,9 @@ def _block_forward(form, q, k, v, mask, key):
     total = jnp.sum(exponent, -1, keepdims=True)
     # Normalised after the product with v: that is C numbers a row, not S.
     o = (_dot("bkrs,bksc->bkrc", _drop(form, exponent, key).astype(v.dtype), v) / total).astype(q.dtype)
-    return o, (q, k, v, mask, key, o, peak + jnp.log(total))
+    # Named where the backward pass takes them, so that the policy "attention" spares it the softmax.
+    kept = checkpoint_name((o, peak + jnp.log(total)), "attention")
+    return kept[0], (q, k, v, mask, key, *kept)
 
 
 def _block_backward(form, residuals, do):

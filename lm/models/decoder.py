@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from lm.core import params as specs
 from lm.core.errors import UsageError, check_choice, check_positive, unknown
@@ -298,7 +297,8 @@ class Decoder:
 
         keys = None if key is None else jax.random.split(key, repeats)
         unroll = 1 if self.scan else repeats
-        x, (cache, states) = jax.lax.scan(_remat(body, self.remat), x, (p, cache, keys), unroll=unroll)
+        body = _remat(body, self.remat, looped=unroll < repeats)
+        x, (cache, states) = jax.lax.scan(body, x, (p, cache, keys), unroll=unroll)
         return x, cache, states.reshape(-1, *x.shape) if capture else None
 
     def _layer(self, p, x, layer, context, key, cache):
@@ -337,7 +337,7 @@ class Decoder:
             cache = {"k": k_BLKC, "v": v_BLKC}
         form = Form(True, layer.window, self.attention_scale, self.attention_soft_cap, self.attention_dropout)
         arrays = {"starts_B": context.starts, "documents": context.documents, "key": key}
-        o_BLHC = checkpoint_name(attention(form, q_BLHC, k_BLKC, v_BLKC, **arrays), "attention")
+        o_BLHC = attention(form, q_BLHC, k_BLKC, v_BLKC, **arrays)
         return linear(p["o"], o_BLHC, contracted=2), cache
 
     def _norm(self, p, x):
@@ -373,7 +373,7 @@ class _Context(NamedTuple):
     starts: jax.Array | None
 
 
-def _remat(body, policy):
+def _remat(body, policy, looped):
     if policy == "none":
         return body
     policies = jax.checkpoint_policies
@@ -382,8 +382,8 @@ def _remat(body, policy):
         "dots": policies.dots_with_no_batch_dims_saveable,
         "attention": policies.save_only_these_names("attention"),
     }
-    # A scan already keeps the compiler from merging the second forward pass with the first.
-    return jax.checkpoint(body, policy=saved[policy], prevent_cse=False)
+    # Only a loop keeps the compiler from merging the second forward pass with the first by itself.
+    return jax.checkpoint(body, policy=saved[policy], prevent_cse=not looped)
 
 
 def _fold(key, i):

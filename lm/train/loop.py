@@ -85,6 +85,7 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
     log = _Log(run, parts, clock)
     steps = run.train.steps
     first_traced, last_traced = parts.profile or (None, None)
+    parts.display.say(f"MFU counts 6 x matmul parameters and causal attention, {clock.convention}")
     with _stop_signals() as stop, parts.display:
         for done in range(int(state.step) + 1, steps + 1):
             if done == first_traced:

@@ -74,9 +74,9 @@ def test_what_a_process_started_ends_with_it(tmp_path):
 
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
 def test_signals_reach_every_process_and_stop_restarts(number):
-    code = (
-        f"import signal; signal.signal({int(number)}, lambda *_: sys.exit(75)); print('up', flush=True); time.sleep(60)"
-    )
+    # One write a line even where stdout is unbuffered: two processes share it.
+    say = "print('up\\n', end='', flush=True)"
+    code = f"import signal; signal.signal({int(number)}, lambda *_: sys.exit(75)); {say}; time.sleep(60)"
     process = launch(code, "-n", "2", "--restarts", "5")
     for _ in range(2):
         assert process.stdout.readline().endswith("up\n")

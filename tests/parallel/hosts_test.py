@@ -142,7 +142,7 @@ said = {
     "events": events,
     "total": float(batch["w"].sum()),
 }
-print("said " + json.dumps(said), flush=True)
+print("said " + json.dumps(said) + "\\n", end="", flush=True)  # One write even where stdout is unbuffered.
 """
 
 

@@ -26,8 +26,8 @@ def products(jaxpr):
     plain = batched = 0
     for equation in jaxpr.eqns:
         repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            more = products(inner)
+        called = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        for more in (products(inner) for inner in called if hasattr(inner, "eqns")):
             plain, batched = plain + repeats * more[0], batched + repeats * more[1]
         if equation.primitive.name == "dot_general":
             (contracted, _), (batch, _) = equation.params["dimension_numbers"]
