@@ -16,6 +16,4 @@ def run() -> Run:
     """24 layers, 1024 wide: 355M parameters."""
     base = gpt2_124m.run()
     model = dataclasses.replace(base.model, layers=24, heads=16, width=1024, remat="attention")
-    return dataclasses.replace(
-        base, model=model, schedule=Cosine(peak=3e-4, final=2.9999999999999997e-05, warmup_steps=2000)
-    )
+    return dataclasses.replace(base, model=model, schedule=Cosine(peak=3e-4, final=3e-5, warmup_steps=2000))

@@ -16,4 +16,4 @@ def run() -> Run:
     """36 layers, 1280 wide: 774M parameters."""
     base = gpt2_124m.run()
     model = dataclasses.replace(base.model, layers=36, heads=20, width=1280, remat="attention")
-    return dataclasses.replace(base, model=model, schedule=Cosine(peak=2.5e-4, final=2.5e-05, warmup_steps=2000))
+    return dataclasses.replace(base, model=model, schedule=Cosine(peak=2.5e-4, final=2.5e-5, warmup_steps=2000))

@@ -16,4 +16,4 @@ def run() -> Run:
     """48 layers, 1600 wide: 1,558M parameters."""
     base = gpt2_124m.run()
     model = dataclasses.replace(base.model, layers=48, heads=25, width=1600, remat="attention")
-    return dataclasses.replace(base, model=model, schedule=Cosine(peak=2e-4, final=2e-05, warmup_steps=2000))
+    return dataclasses.replace(base, model=model, schedule=Cosine(peak=2e-4, final=2e-5, warmup_steps=2000))

@@ -3,7 +3,8 @@
 Parallel attention and SwiGLU on one norm, 16 query heads of 256 over one head of keys and values, rotary positions,
 no biases, tied output with logits over the square root of the width, Adafactor, z-loss of 1e-4, 2,048 tokens.
 Departures: the warm-up rises linearly where the paper holds 1e-2 for 10,000 steps, the batch is 512 sequences
-throughout, and weight decay, there the square of the learning rate, is off.
+throughout, weight decay, there the square of the learning rate, is off, and Adafactor factors its second moments and
+has no momentum (the paper's is unfactored with b1 = 0.9: Adam with steps relative to each parameter's size).
 Command: lm train --experiment=palm_8b --corpus=DIR --workdir=DIR   (8.6B parameters with its 256,000-token vocabulary)
 Hardware: the paper used TPU v4 pods; 64 chips with 95 GB hold it.
 """
@@ -27,6 +28,7 @@ def run() -> Run:
             head_dim=256,
             mlp_width=16_384,
             positions="rotary",
+            rope_style="interleaved",
             norm_bias=False,
             block="parallel",
             activation="silu",

@@ -93,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stuck, reached = 0, _newest_step(options.command)
     for attempt in range(options.restarts + 1):
         groups.append(Group(options.command, options.processes, options.port))
+        if stopped:  # It came while the processes were being started.
+            groups[-1].send(stopped[-1])
         code = groups[-1].wait()
         if stopped or not _wants_restart(code) or attempt == options.restarts:
             return code

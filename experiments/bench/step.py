@@ -40,12 +40,14 @@ def ours(shape: dict[str, int], dtype: str, tokens: np.ndarray) -> Callable[[], 
     """A function that trains one step, waits for it, and returns the loss before it."""
     import jax
 
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from experiments import shakespeare_char
-    from lm.parallel import hosts, rules
+    from lm.main import devices
+    from lm.parallel import rules
     from lm.parallel.mesh import under
     from lm.train import loop
 
-    jax.config.update("jax_num_cpu_devices", hosts.cpu_devices(shape["batch_size"], os.environ))
+    devices.start(shape["batch_size"])
     base = shakespeare_char.run()
     model = {k: shape[k] for k in ("layers", "heads", "width")} | {"max_len": shape["seq_len"], "dtype": dtype}
     run = dataclasses.replace(

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import functools
 import hashlib
 import importlib
 import json
@@ -22,32 +21,41 @@ def setting(default: Any, *, identity: bool = True) -> Any:
     return dataclasses.field(default=default, metadata={"identity": identity})
 
 
-def override(config: Any, name: str, text: str) -> Any:
-    """A copy of `config` in which the field at the dotted `name` is `text`, parsed by the field's type.
-
-    A field that holds a config takes a class name from the module of its present value ("schedule=Linear").
-    Raises UsageError for an unknown name or a value of another type.
-    """
-    head, _, rest = name.partition(".")
-    fields = {f.name for f in dataclasses.fields(config)}
-    if head not in fields:
-        raise unknown(f"setting of {type(config).__name__}", head, fields)
-    value = getattr(config, head)
-    if rest:
-        if not dataclasses.is_dataclass(value):
-            raise UsageError(f"{head} of {type(config).__name__} is a plain value and has no setting {rest!r}")
-        return dataclasses.replace(config, **{head: override(value, rest, text)})
-    return dataclasses.replace(config, **{head: _parse(text, _hints(config.__class__)[head], value, name)})
-
-
 def override_all(config: Any, assignments: typing.Iterable[str]) -> Any:
-    """`config` after every "dotted.name=value"; raises UsageError for one without an equals sign."""
+    """A copy of `config` after every "dotted.name=value", each value parsed by the type of its field.
+
+    All of them take effect at once, so their order does not matter: a later one of the same name wins. A field
+    that holds a config takes a class name from the module of its present value ("schedule=Linear"), and keeps
+    the settings that both have. Raises UsageError for an unknown name, a value of another type, or no "=".
+    """
+    wanted: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set={assignment} needs the form name=value")
-        config = override(config, name.strip(), text.strip())
-    return config
+        *parents, last = name.strip().split(".")
+        inner = wanted
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner.setdefault(last, {})[""] = text.strip()
+    return _override(config, wanted, "")
+
+
+def _override(config: Any, wanted: dict[str, Any], prefix: str) -> Any:
+    """`wanted` is {field: {"": text of its own, field of a nested config: {...}}}."""
+    fields = {f.name for f in dataclasses.fields(config)}
+    changes = {}
+    for head, inner in wanted.items():
+        if head not in fields:
+            raise unknown(f"setting of {type(config).__name__}", head, fields)
+        value = getattr(config, head)
+        if "" in inner:
+            value = _parse(inner[""], _hints(type(config))[head], value, prefix + head)
+        rest = {name: entry for name, entry in inner.items() if name}
+        if rest and not dataclasses.is_dataclass(value):
+            raise UsageError(f"{prefix}{head} is a plain value and has no setting {next(iter(rest))!r}")
+        changes[head] = _override(value, rest, f"{prefix}{head}.") if rest else value
+    return dataclasses.replace(config, **changes)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -156,8 +164,7 @@ def _resolve(name: Any) -> type:
     return cls
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
@@ -196,7 +203,9 @@ def _parse_as(text: str, hint: Any) -> Any:
         return float(text)
     if hint is str:
         return text
-    if typing.get_origin(hint) is tuple or hint is tuple:
+    if typing.get_origin(hint) is tuple:
+        if any(dataclasses.is_dataclass(item) for item in typing.get_args(hint)):
+            raise ValueError  # Configs in a tuple have no form on a command line: they belong in an experiment.
         literal = ast.literal_eval(text)
         return tuple(literal) if isinstance(literal, tuple | list) else (literal,)
     raise TypeError

@@ -373,7 +373,10 @@ def _lock(folder: pathlib.Path) -> int:
     """An open, locked descriptor of the folder, which is made where it is missing."""
     while True:
         folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         # The builder before us may have renamed or removed the folder that we waited for.
         with contextlib.suppress(FileNotFoundError):

@@ -33,6 +33,8 @@ class Data:
         check_choice("data.order", self.order, ORDERS)
         if self.seed < 0 or self.workers < 0:
             raise UsageError(f"data.seed={self.seed} and data.workers={self.workers} must not be negative")
+        if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in self.mixture):
+            raise UsageError(f"data.mixture={self.mixture} must hold pairs of a corpus folder and a whole weight")
         if self.corpus and self.mixture:
             raise UsageError("data.corpus and data.mixture exclude each other: put the corpus into the mixture")
 

@@ -33,7 +33,7 @@ def make_evaluate(model: Any, objective: Any) -> Callable[[Any, Any, Iterable[di
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:
-    """Bits a byte of the original text, exact because the tokenizers lose none of it."""
+    """Bits a byte of the original text; exact where the tokenizer loses none of it (byte, bpe, unigram, whole char)."""
     return nats_per_token * tokens / (text_bytes * math.log(2))
 
 

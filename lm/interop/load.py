@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from lm.core import config
 from lm.core import params as specs
 from lm.core.errors import UsageError
 from lm.data import tokenizers
@@ -21,34 +22,54 @@ def load(name: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tupl
     """
     run_folder, step = checkpoint.locate(name)
     run = load_run(name)
-    part = "ema" if run.train.ema_decay is not None else "params"
     spec = run.model.spec()
     abstract = specs.abstract(spec)
     if mesh is not None:
         places = rules.shardings(spec, mesh)
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
-    return run.model, Checkpoints(run_folder).restore_params(abstract, step, part)[0]
+    return run.model, Checkpoints(run_folder).restore_params(abstract, step, _part(run))[0]
 
 
 def load_params(name: str | os.PathLike, abstract: dict[str, Any]) -> dict[str, jax.Array]:
-    """The parameters of a checkpoint placed like `abstract`, a tree of ShapeDtypeStruct with shardings.
+    """What `load` takes of a checkpoint, placed like `abstract`, a tree of ShapeDtypeStruct with shardings.
 
     Raises UsageError where a leaf is missing or has another shape.
     """
     run_folder, step = checkpoint.locate(name)
-    return Checkpoints(run_folder).restore_params(abstract, step)[0]
+    return Checkpoints(run_folder).restore_params(abstract, step, _part(load_run(name)))[0]
+
+
+def _part(run: Any) -> str:
+    return "params" if run.train.ema_decay is None else "ema"
 
 
 def load_run(name: str | os.PathLike) -> Any:
-    """The resolved Run that a checkpoint's folder keeps; raises UsageError where it keeps none."""
-    run_folder, _ = checkpoint.locate(name)
-    run = folder.read_config(run_folder)
-    if run is None:
-        raise UsageError(f"{run_folder} has checkpoints and no {folder.CONFIG}: restore it from a copy")
-    return run
+    """The resolved Run that a checkpoint was saved with."""
+    return config.from_json(read_meta(name)["run"])
+
+
+def read_meta(name: str | os.PathLike) -> dict[str, Any]:
+    """What was saved beside the arrays: "run", "corpus" and "tokenizer" digests, "versions".
+
+    Of a run folder it is that of the newest step whose record is whole.
+    """
+    run_folder, step = checkpoint.locate(name)
+    steps = [step] if step is not None else Checkpoints(run_folder).steps()
+    if not steps:
+        raise UsageError(f"there is no checkpoint in {os.fspath(name)}")
+    for candidate in reversed(steps[1:]):
+        try:
+            return checkpoint.read_meta(run_folder, candidate)
+        except UsageError:
+            continue  # Reading its arrays will say what is wrong with it.
+    return checkpoint.read_meta(run_folder, steps[0])
 
 
 def load_tokenizer(name: str | os.PathLike) -> tokenizers.Tokenizer:
-    """The tokenizer that a checkpoint's run folder keeps."""
+    """The tokenizer of a checkpoint; raises UsageError where its file is not the one that the run was trained with."""
     run_folder, _ = checkpoint.locate(name)
-    return tokenizers.load(folder.tokenizer_file(run_folder))
+    file = folder.tokenizer_file(run_folder)
+    tokenizer = tokenizers.load(file)
+    if tokenizer.digest != read_meta(name)["tokenizer"]:
+        raise UsageError(f"{file} is not the tokenizer that the run was trained with: restore it from the corpus")
+    return tokenizer

@@ -12,7 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from lm.layers.linear import linear_spec
 from lm.layers.masks import visible
 
-# Scores of one block of queries exist at a time: memory grows with S, not L x S, and causal blocks skip the future.
+# Scores are made one block of queries at a time, and causal blocks skip the future. Where the compiler runs the blocks
+# together, as XLA:CPU does in the backward pass, their scores are in memory together too.
 # Two blocks already gain on CPU at 256 tokens; below 128 rows the products get too small.
 MIN_QUERIES, MAX_QUERIES = 128, 512
 

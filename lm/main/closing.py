@@ -11,7 +11,6 @@ from lm.evals import baselines
 from lm.generate.sample import generate
 from lm.parallel import hosts
 from lm.train import metrics
-from lm.train.progress import Display
 
 SAMPLES = "samples"
 _PROMPT_TOKENS = 8
@@ -31,7 +30,7 @@ def opening(run: Any, corpus: Any, mesh: jax.sharding.Mesh, first: int) -> str:
     )
 
 
-def sampler(run: Any, corpus: Any, workdir: str, display: Display) -> Callable[[Any, int], None] | None:
+def sampler(run: Any, corpus: Any, workdir: str) -> Callable[[Any, int], None] | None:
     """A function of (weights, step) that writes the prompt with one continuation to samples/<step>.txt."""
     if not run.evals.sample_tokens:
         return None
@@ -66,6 +65,8 @@ def report(run: Any, corpus: Any, workdir: str, code: int, seconds: float, say: 
 
 def already_done(run: Any, workdir: str, say: Callable[[str], None]) -> int:
     """Says that nothing is left to do, what came out, and what to try."""
+    if not (files.path(workdir) / metrics.PICTURE).exists():
+        metrics.plot(workdir)  # A kill came between the last checkpoint and the report.
     bits, loss = _last(workdir, "val_bits_per_byte"), _last(workdir, "val_loss")
     found = f"; validation loss {loss:.4f}, {bits:.4f} bits per byte" if bits is not None and loss is not None else ""
     say(f"{workdir} is done: all {run.train.steps} steps{found}")

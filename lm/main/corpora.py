@@ -1,17 +1,18 @@
 """The text of a run: its corpus, opened or built, and the batches of training and validation made from it."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from rich.progress import Progress
 
 from lm.core.errors import UsageError
 from lm.data import corpus as corpora
 from lm.data.stream import Stream, open_stream, prefetch
 from lm.evals import perplexity
+from lm.main.corpus import progress_bar
 from lm.parallel import hosts, rules
 from lm.parallel.mesh import under
 
@@ -38,23 +39,25 @@ def of_run(run: Any, workdir: str) -> corpora.Corpus:
         return corpora.Corpus(run.data.corpus)
     folder = os.path.join(workdir, "corpus")
     if hosts.is_main():
-        build_shown(run.data.source, run.data.tokenizer, folder, validation=run.data.validation)
+        try:
+            with progress_bar() as progress:
+                corpora.build(
+                    run.data.source, run.data.tokenizer, folder, validation=run.data.validation, progress=progress
+                )
+        except UsageError as error:
+            if corpora.is_built(folder):
+                raise UsageError(f"{error}; or pass --corpus={folder} to go on with it as it is") from None
+            raise
     if jax.process_count() > 1:
         hosts.barrier("corpus")
     return corpora.Corpus(folder)
 
 
-def build_shown(source: str, tokenizer: Any, out: str, **options: Any) -> corpora.Corpus:
-    """`corpus.build` with a bar for each of its stages."""
-    with Progress(transient=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=None)
-            progress.update(tasks[stage], completed=done, total=total or None)
-
-        return corpora.build(source, tokenizer, out, progress=show, **options)
+def fingerprint(run: Any, corpus: corpora.Corpus) -> str:
+    """What the run's tokens are: the digest of its corpus, or of all that it mixes, with their weights."""
+    if not run.data.mixture:
+        return corpus.digest
+    return "+".join(f"{weight}x{corpora.Corpus(folder).digest}" for folder, weight in run.data.mixture)
 
 
 def training_batches(run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh, start: int, steps: int) -> Batches:
@@ -81,19 +84,28 @@ def validation(run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh) -> Cal
 def scorer(
     model: Any, objective: Any, split: Any, mesh: jax.sharding.Mesh, batch_size: int, evals: Any, seq_len: int
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from weights to the figures of a split, every token of it predicted once unless limited."""
+    """A function from weights to the figures of a split, every token of it predicted once.
+
+    Under `evals.max_tokens` the bits per byte take the tokens a byte of the whole split.
+    """
     length = evals.seq_len or seq_len
     stream = Stream(split, objective, length, order="sequential")
     examples = stream.examples
     if evals.max_tokens is not None:
         examples = min(examples, -(-evals.max_tokens // length))
+    shards = math.prod(mesh.shape[axis] for axis in rules.BATCH_AXES)
+    batch_size = -(-batch_size // shards) * shards  # Rows past the end weigh nothing.
     first, count = hosts.host_rows(mesh, batch_size)
     place = rules.batch_sharding(mesh)
     evaluate = under(mesh, perplexity.make_evaluate(model, objective))
 
+    def rows(start: int) -> dict[str, Any]:
+        batch = stream.rows(start, count)
+        batch["weights_BL"][max(0, examples - start) :] = 0
+        return batch
+
     def score(weights: Any) -> dict[str, float]:
-        starts = range(0, examples, batch_size)
-        batches = (hosts.global_array(stream.rows(start + first, count), place) for start in starts)
+        batches = (hosts.global_array(rows(start + first), place) for start in range(0, examples, batch_size))
         means = evaluate(weights, None, batches)
         if "nll" not in means:
             return {"val_loss": means["loss"]}

@@ -6,12 +6,18 @@ import jax
 
 from lm.parallel import hosts
 
+# Each device holds a copy of weights and moments, and the products of larger models keep all cores busy from one.
+MOST_COPIED_PARAMETERS = 32_000_000
 
-def start(batch_size: int) -> None:
-    """Joins the processes of the environment; on CPU starts as many devices as cores that divide the batch."""
+
+def start(batch_size: int, parameters: int = 0) -> None:
+    """Joins the processes of the environment; on CPU starts as many devices as cores that divide the batch.
+
+    A model of more than MOST_COPIED_PARAMETERS gets one device there, unless the environment says otherwise.
+    """
     layout = hosts.resolve(os.environ)
     if os.environ.get("JAX_PLATFORMS") == "cpu":
-        count = hosts.cpu_devices(batch_size, os.environ)
+        count = hosts.cpu_devices(batch_size if parameters <= MOST_COPIED_PARAMETERS else 1, os.environ)
         if count is not None:
             jax.config.update("jax_num_cpu_devices", count)
         # With programs in flight, devices that wait in a collective can hold every thread that the last one needs.

@@ -45,7 +45,12 @@ def load_run(name: str, assignments: list[str]) -> Any:
 
     if not isinstance(run, Run):
         raise UsageError(f"--experiment={name} returns a {type(run).__name__}, not a Run: is it a sweep?")
-    return config.override_all(run, assignments)
+    run = config.override_all(run, assignments)
+    try:
+        config.from_json(config.to_json(run))
+    except UsageError as error:
+        raise UsageError(f"--experiment={name}: {error}; put classes of your own into a file of experiments/") from None
+    return run
 
 
 def load_experiment(name: str) -> Any:

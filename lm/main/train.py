@@ -7,6 +7,7 @@ lm train --experiment=shakespeare_char --corpus=runs/shk --workdir=runs/shk_run 
 import contextlib
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +54,7 @@ def main(values: flags.FlagValues) -> int:
     from lm.train.lock import RunLock
 
     corpora.check_named(run)
-    devices.start(run.train.batch_size)
+    devices.start(run.train.batch_size, _parameters(run.model))
     mesh = run.mesh.build()
     hosts.host_rows(mesh, run.train.batch_size)
     ledger = Ledger(workdir, writes=hosts.is_main())
@@ -85,7 +86,7 @@ def _train(
     from lm.parallel import hosts
     from lm.parallel.mesh import under
     from lm.train import loop
-    from lm.train.checkpoint import Checkpoints
+    from lm.train.checkpoint import Checkpoints, SaveError
     from lm.train.metrics import Metrics
     from lm.train.progress import Display
     from lm.train.run import resolve
@@ -97,16 +98,27 @@ def _train(
 
     if hosts.broadcast(checkpoints.steps()):
         state, meta, step = checkpoints.restore(abstract, quarantine=True)
-        _check_data(meta, corpus, value(values, "allow_changed_data"))
+        _check_data(
+            meta, corpus.tokenizer_digest, corpora.fingerprint(run, corpus), value(values, "allow_changed_data")
+        )
         for name, (old, now) in config.diff(config.from_json(meta["run"]), run).items():
             say(f"setting changed since step {step}: {name} was {old}, is {now}")
+        if value(values, "init_from"):
+            say(f"--init_from is not read again: the run goes on from its own step {step}")
     else:
         state = new()
         if value(values, "init_from"):
-            state = _initialized_from(value(values, "init_from"), run, state, abstract)
+            state = _initialized_from(value(values, "init_from"), corpus, state, abstract)
             say(f"weights from {value(values, 'init_from')}")
     first = int(state.step)
-    ledger.write("start", step=first, experiment=experiment, digest=config.digest(run), corpus=corpus.digest)
+    ledger.write(
+        "start",
+        step=first,
+        experiment=experiment,
+        digest=config.digest(run),
+        corpus=corpora.fingerprint(run, corpus),
+        init_from=value(values, "init_from"),
+    )
     if first >= run.train.steps:
         return closing.already_done(run, workdir, say)
     if hosts.is_main():
@@ -122,13 +134,25 @@ def _train(
         ledger=ledger,
         metrics=metrics,
         display=display,
-        meta={"run": config.to_json(run), "corpus": corpus.digest, "tokenizer": corpus.tokenizer_digest},
+        meta={
+            "run": config.to_json(run),
+            "corpus": corpora.fingerprint(run, corpus),
+            "tokenizer": corpus.tokenizer_digest,
+        },
         validate=corpora.validation(run, corpus, mesh),
-        sample=closing.sampler(run, corpus, workdir, display),
+        sample=closing.sampler(run, corpus, workdir),
         profile=profile,
         profile_folder=os.path.join(workdir, "profile"),
     )
-    state, code = loop.fit(run, state, under(mesh, train_step), mesh, parts)
+    try:
+        state, code = loop.fit(run, state, under(mesh, train_step), mesh, parts)
+    except (SaveError, OSError) as error:
+        saved = checkpoints.steps()
+        with contextlib.suppress(OSError):  # The ledger may be on the disk that is full.
+            ledger.write("failed", error=str(error))
+        last = "" if isinstance(error, SaveError) else f"; the last good step is {saved[-1] if saved else 'none'}"
+        print(f"lm train: {error}{last}", file=sys.stderr)
+        return 1
     ledger.write("stop", step=int(state.step), code=code)
     if hosts.is_main():
         metrics.close()
@@ -148,15 +172,24 @@ def _reporter(ledger: Any) -> Callable[..., None]:
     return report
 
 
+def _parameters(model: Any) -> int:
+    """How many there are, with the smallest table where the vocabulary is not known yet."""
+    from lm.core import params
+    from lm.train.run import VOCAB_MULTIPLE
+
+    sized = model if model.vocab_size else dataclasses.replace(model, vocab_size=VOCAB_MULTIPLE)
+    return params.count(sized.spec())
+
+
 def _write_folder(workdir: str, run: Any, experiment: str, corpus: Any) -> None:
     from lm.train import folder
 
     folder.write_config(workdir, run, experiment)
-    folder.keep_tokenizer(workdir, corpus.tokenizer_file)
+    folder.keep_tokenizer(workdir, corpus.tokenizer())
 
 
-def _check_data(meta: dict[str, Any], corpus: Any, allowed: bool) -> None:
-    for name, now in (("tokenizer", corpus.tokenizer_digest), ("corpus", corpus.digest)):
+def _check_data(meta: dict[str, Any], tokenizer: str, corpus: str, allowed: bool) -> None:
+    for name, now in (("tokenizer", tokenizer), ("corpus", corpus)):
         if meta[name] != now and not (allowed and name == "corpus"):
             way_out = " or pass --allow_changed_data" if name == "corpus" else ""
             raise UsageError(
@@ -165,11 +198,16 @@ def _check_data(meta: dict[str, Any], corpus: Any, allowed: bool) -> None:
             )
 
 
-def _initialized_from(checkpoint: str, run: Any, state: Any, abstract: Any) -> Any:
+def _initialized_from(checkpoint: str, corpus: Any, state: Any, abstract: Any) -> Any:
     import jax
 
-    from lm.interop.load import load_params
+    from lm.interop.load import load_params, read_meta
 
+    if read_meta(checkpoint)["tokenizer"] != corpus.tokenizer_digest:
+        raise UsageError(
+            f"--init_from={checkpoint} was trained with another tokenizer than the corpus has: build the corpus "
+            f"with lm corpus --tokenizer={checkpoint}/tokenizer.*"
+        )
     weights = load_params(checkpoint, abstract.params)
     average = None if state.ema is None else jax.tree.map(jax.numpy.copy, weights)
     return state.replace(params=weights, ema=average)

@@ -106,6 +106,8 @@ class Decoder:
 
     def __post_init__(self):
         check_positive(layers=self.layers, width=self.width, heads=self.heads, norm_eps=self.norm_eps)
+        check_positive(rope_base=self.rope_base, init_std=self.init_std)
+        _check_given(self, "kv_heads", "head_dim", "mlp_width", "max_len", "attention_soft_cap", "logit_soft_cap")
         for name, allowed in _CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         if self.width % self.heads and self.head_dim is None:
@@ -123,6 +125,16 @@ class Decoder:
                 f"rope_fraction={self.rope_fraction} turns {self._rotated} of {self._head_dim} features: "
                 "an even number of them is needed"
             )
+        for layer in self.pattern:
+            _check_given(layer, "window", "rope_base")
+        rotation = (self.rope_base, self.rope_fraction, self.rope_style, *(layer.rope_base for layer in self.pattern))
+        if self.positions != "rotary" and rotation != (10000.0, 1.0, "half", *(None for _ in self.pattern)):
+            raise UsageError(
+                f"rope_base, rope_fraction and rope_style have no effect with positions={self.positions!r}: "
+                "set positions='rotary' or leave them out"
+            )
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise UsageError(f"width={self.width} with positions='sinusoidal' must be even")
         if self.block != "serial" and self.norm_place != "pre":
             raise UsageError(f"block={self.block!r} needs norm_place='pre', not {self.norm_place!r}")
         for name in ("embed_dropout", "residual_dropout", "attention_dropout"):
@@ -172,7 +184,7 @@ class Decoder:
     ) -> Output:
         """Hidden states [B, L, D] in `dtype`, normalised and ready for `logits`.
 
-        `batch` has tokens_BL and may have positions_BL (rotary and learned; otherwise the index in the row) and
+        `batch` has tokens_BL and may have positions_BL (otherwise the index in the row) and
         documents_BL (attention stays inside equal numbers). `key` turns dropout on. With a `cache` the tokens
         continue each row from its own length. capture=("hidden_states",) adds [layers + 1, B, L, D]: the
         embeddings and what each layer leaves on the residual stream.
@@ -199,7 +211,11 @@ class Decoder:
         return Output(constrain(x, "batch", "length", "act_embed"), cache_out, captured=captured)
 
     def cache_spec(self, batch_size: int, length: int) -> dict[str, Any]:
-        """Keys and values of `length` tokens a row, and each row's own length; windows too keep them all."""
+        """Keys and values of `length` tokens a row, and each row's own length; windows too keep them all.
+
+        Raises UsageError where `length` has no positions.
+        """
+        self._check_length(length)
         layer = caches.key_value_spec(batch_size, length, self._kv_heads, self._head_dim, self.dtype)
         spec: dict[str, Any] = {"length": caches.length_spec(batch_size)}
         for i, (pattern, repeats) in enumerate(self.groups):
@@ -255,10 +271,7 @@ class Decoder:
 
     def _context(self, batch: dict[str, jax.Array], cache: dict[str, Any] | None) -> "_Context":
         length = batch["tokens_BL"].shape[1]
-        if self.context_limit is not None and length > self.context_limit:
-            raise UsageError(
-                f"a sequence of {length} tokens is longer than max_len={self.max_len}: raise model.max_len"
-            )
+        self._check_length(length)
         documents, starts = batch.get("documents_BL"), None if cache is None else cache["length"]
         if documents is not None and cache is not None:
             raise ValueError("a cache holds one document a row: leave documents_BL out")
@@ -340,6 +353,12 @@ class Decoder:
         o_BLHC = attention(form, q_BLHC, k_BLKC, v_BLKC, **arrays)
         return linear(p["o"], o_BLHC, contracted=2), cache
 
+    def _check_length(self, length: int) -> None:
+        if self.context_limit is not None and length > self.context_limit:
+            raise UsageError(
+                f"a sequence of {length} tokens is longer than max_len={self.max_len}: raise model.max_len"
+            )
+
     def _norm(self, p, x):
         return norm(p, x, self.norm, self.norm_eps)
 
@@ -371,6 +390,10 @@ class _Context(NamedTuple):
     tables: dict[float, tuple[jax.Array, jax.Array]]
     documents: tuple[jax.Array, jax.Array] | None
     starts: jax.Array | None
+
+
+def _check_given(config: Any, *names: str) -> None:
+    check_positive(**{name: value for name in names if (value := getattr(config, name)) is not None})
 
 
 def _remat(body, policy, looped):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lm.core.errors import UsageError
 from lm.parallel.rules import BATCH_AXES
@@ -50,45 +51,42 @@ def cross_entropy(
     """(loss, {"nll", "accuracy", "z_loss"}): weighted float32 sums over the tokens; the loss alone has a gradient.
 
     `logits(head, x [..., D])` gives [..., V] in float32. Works through `chunk_tokens` of the whole batch at a time
-    (unless given: CHUNK_LOGITS on each device), a few of every row, so that a batch sharded by rows or by length
-    stays so. Differentiated, each chunk's gradients are taken while its logits are there, and the backward pass
+    (unless given: CHUNK_LOGITS on each device), a few of every row and on each device its own: they meet once, after
+    the last chunk. Differentiated, each chunk's gradients are taken while its logits are there, and the backward pass
     only scales them: three products instead of four, and no second softmax.
     """
     B, L = targets_BL.shape
     tokens = chunk_tokens or CHUNK_LOGITS * _shards() // jax.eval_shape(logits, head, x_BLD).shape[-1]
     chunks = math.ceil(L / max(1, tokens // B))
-    parts = (_split(a, chunks) for a in (x_BLD, targets_BL, weights_BL.astype(jnp.float32)))
-    return _cross_entropy(form, logits, head, *parts)
+    return _cross_entropy(form, logits, chunks, head, x_BLD, targets_BL, weights_BL.astype(jnp.float32))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cross_entropy(form, logits, head, x, targets, weights):
-    """The sums over chunks [chunks, B, length, ...]."""
-
-    def chunk(part):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _cross_entropy(form, logits, chunks, head, x, targets, weights):
+    def chunk(head, part):
         x, targets, weights = part
-        return _sums(form, logits(head, x), targets, weights)[0]
+        return _sums(form, logits(head, x), targets, weights)[0], None
 
-    totals = _total(chunk, (x, targets, weights))
+    totals, _ = _chunked(chunk, chunks, head, x, targets, weights)
     return totals.pop("loss"), totals
 
 
-def _forward(form, logits, head, x, targets, weights):
-    def chunk(part):
+def _forward(form, logits, chunks, head, x, targets, weights):
+    def chunk(head, part):
         x, targets, weights = part
         values, pull = jax.vjp(logits, head, x)
         sums, dlogits = _sums(form, values, targets, weights)
         dhead, dx = pull(dlogits)
         return (sums, jax.tree.map(lambda g: g.astype(jnp.float32), dhead)), dx
 
-    (totals, dhead), dx = _total_and_each(chunk, (x, targets, weights))
+    (totals, dhead), dx = _chunked(chunk, chunks, head, x, targets, weights)
     dhead = jax.tree.map(lambda g, p: g.astype(p.dtype), dhead, head)
     return (totals.pop("loss"), totals), (dhead, dx)
 
 
-def _backward(form, logits, gradients, cotangents):
+def _backward(form, logits, chunks, gradients, cotangents):
     g, _ = cotangents
-    dhead, dx = jax.tree.map(lambda a: a * g.astype(a.dtype), gradients)
+    dhead, dx = jax.tree.map(lambda a: (a.astype(jnp.float32) * g).astype(a.dtype), gradients)
     return dhead, dx, None, None
 
 
@@ -124,9 +122,32 @@ def _sums(form, logits, targets, weights):
     return {k: jnp.sum(v * weights) for k, v in sums.items()}, dlogits * weights[..., None]
 
 
-def _total(chunk, parts):
-    """The sum of chunk(part) over the parts' leading dimension."""
-    return _total_and_each(lambda part: (chunk(part), None), parts)[0]
+def _chunked(chunk, chunks, head, *arrays_BL):
+    """chunk(head, part) -> (summed, kept [B, length, ...]): the sum of the first over all chunks and devices, and the
+    second put together to [B, L, ...].
+
+    Each device goes through its own rows and positions. Left to the partitioner, the head's gradient would be reduced
+    over all devices, and be whole on each, once a chunk.
+    """
+
+    def local(head, *arrays_BL):
+        parts = tuple(_split(a, chunks) for a in arrays_BL)
+        summed, kept = _total_and_each(functools.partial(chunk, head), parts)
+        kept = jax.tree.map(lambda a: _join(a, arrays_BL[0].shape[1]), kept)
+        return (jax.lax.psum(summed, axes) if axes else summed), kept
+
+    axes = _token_axes()
+    if not axes:
+        return local(head, *arrays_BL)
+    rows = PartitionSpec(tuple(a for a in axes if a in BATCH_AXES), "seq" if "seq" in axes else None)
+    each = jax.shard_map(
+        local,
+        in_specs=(PartitionSpec(), *(rows for _ in arrays_BL)),
+        out_specs=(PartitionSpec(), rows),
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    return each(head, *arrays_BL)
 
 
 def _total_and_each(chunk, parts):
@@ -145,7 +166,7 @@ def _total_and_each(chunk, parts):
 
 
 def _split(a_BL, chunks):
-    """[chunks, B, ceil(L / chunks), ...]: chunk i has every chunks-th position, so that a sharded L stays spread."""
+    """[chunks, B, ceil(L / chunks), ...]: chunk i has every chunks-th position, the last ones padded with zeros."""
     padding = -a_BL.shape[1] % chunks
     if padding:
         a_BL = jnp.pad(a_BL, [(0, 0), (0, padding)] + [(0, 0)] * (a_BL.ndim - 2))
@@ -153,6 +174,17 @@ def _split(a_BL, chunks):
     return jnp.moveaxis(split, 2, 0)
 
 
+def _join(parts, length):
+    """The inverse of `_split`."""
+    joined = jnp.moveaxis(parts, 0, 2)
+    return joined.reshape(joined.shape[0], -1, *joined.shape[3:])[:, :length]
+
+
+def _token_axes():
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return tuple(a for a in (*BATCH_AXES, "seq") if sizes.get(a, 1) > 1)
+
+
 def _shards():
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return math.prod(sizes.get(a, 1) for a in (*BATCH_AXES, "seq"))
+    return math.prod(sizes[a] for a in _token_axes())

@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 from lm.core.errors import UsageError
 from lm.parallel import rules
 
+BARRIER_MS = 24 * 3600 * 1000  # While process 0 builds a corpus; a death in that time ends all at once anyway.
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -108,14 +110,20 @@ def is_main() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Returns once every process has come to the barrier of that name."""
-    multihost_utils.sync_global_devices(name)
+    """Returns once every process has come to the barrier of that name, be it hours later."""
+    if jax.process_count() == 1:
+        return
+    from orbax.checkpoint import multihost
+
+    # Through the coordinator: gloo, whose collectives jax's own barrier takes on CPU, gives up after 30 s.
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=BARRIER_MS)
 
 
 def broadcast(value: Any) -> Any:
     """Process 0's `value`, which is JSON; the others' values are ignored."""
     if jax.process_count() == 1:
         return value
+    barrier("broadcast")  # Process 0 may come late.
     data = np.frombuffer(json.dumps(value if is_main() else None).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
     buffer = np.zeros(size, np.uint8)

@@ -7,9 +7,11 @@ from typing import Any
 
 from lm.core import config, files
 from lm.core.errors import UsageError
+from lm.data.tokenizers import Tokenizer
 from lm.train.run import Run
 
 CONFIG = "config.json"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 def write_config(folder: str | os.PathLike, run: Run, experiment: str) -> None:
@@ -38,15 +40,14 @@ def _sha256(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def keep_tokenizer(folder: str | os.PathLike, tokenizer_file: str | os.PathLike) -> None:
-    """Copies the corpus's tokenizer into the run folder, under its own name."""
-    source = files.path(tokenizer_file)
-    files.write_bytes(files.path(folder) / source.name, source.read_bytes())
+def keep_tokenizer(folder: str | os.PathLike, tokenizer: Tokenizer) -> None:
+    """Writes the tokenizer into the run folder, under its kind's file name."""
+    files.write_bytes(files.path(folder) / tokenizer.file_name, tokenizer.serialize())
 
 
 def tokenizer_file(folder: str | os.PathLike) -> Any:
     """The tokenizer that the run folder keeps; raises UsageError where there is none."""
-    found = sorted(files.path(folder).glob("tokenizer.*"))
+    found = [name for name in TOKENIZERS if (files.path(folder) / name).exists()]
     if not found:
         raise UsageError(f"{os.fspath(folder)} keeps no tokenizer: is it a run folder?")
-    return found[0]
+    return files.path(folder) / found[0]

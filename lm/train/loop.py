@@ -84,30 +84,28 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
     clock = _Clock(run, mesh)
     log = _Log(run, parts, clock)
     steps = run.train.steps
-    first_traced, last_traced = parts.profile or (None, None)
     parts.display.say(f"MFU counts 6 x matmul parameters and causal attention, {clock.convention}")
-    with _stop_signals() as stop, parts.display:
+    with _stop_signals() as stop, parts.display, _Trace(parts) as trace:
         for done in range(int(state.step) + 1, steps + 1):
-            if done == first_traced:
-                jax.profiler.start_trace(parts.profile_folder)
+            trace.before(done)
             state, metrics = train_step(state, next(parts.batches))
-            if done == last_traced:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
-                parts.display.say(f"the trace of steps {first_traced} to {done} is in {parts.profile_folder}")
+            trace.after(done, state)
             log.take(done, metrics)
             parts.checkpoints.check()
             parts.display.advance(done)
-            if log.skipped >= run.train.max_skipped:
-                _report_skips(run, state, parts, done - 1)
-                return state, SUSPICIOUS_RESULT
-            if done == steps or done % run.train.eval_every == 0:
+            evaluates = done == steps or done % run.train.eval_every == 0
+            stopping = done < steps and _agreed(stop.is_set() or parts.lock.lost, done)
+            saves = done == steps or stopping or done % run.train.save_every == 0
+            if evaluates or saves:
                 log.flush()
+            if log.skipped >= run.train.max_skipped:
+                log.flush()
+                _report_skips(run, state, parts, log.skipped)
+                return state, SUSPICIOUS_RESULT
+            if evaluates:
                 with clock.paused(state):
                     _evaluate(parts, state, done)
-            stopping = done < steps and _agreed(stop.is_set() or parts.lock.lost, done)
-            if done == steps or stopping or done % run.train.save_every == 0:
-                log.flush()
+            if saves:
                 if hosts.broadcast(parts.lock.lost):
                     raise UsageError("another process took the run folder over (--steal): stopped without saving")
                 with clock.paused(state):
@@ -193,21 +191,52 @@ def _evaluate(parts: Parts, state: State, done: int) -> None:
         parts.sample(weights, done)
 
 
-def _report_skips(run: Run, state: State, parts: Parts, done: int) -> None:
+def _report_skips(run: Run, state: State, parts: Parts, skipped: int) -> None:
+    parts.checkpoints.wait()
+    done, end = int(state.step), int(state.examples)
     norms = {path: float(jax.numpy.linalg.norm(x.ravel())) for path, x in tree.flatten(state.params).items()}
-    first = run.train.batch_size * (done - run.train.max_skipped)
     parts.ledger.write(
         "not_finite",
         step=done,
-        in_a_row=run.train.max_skipped,
-        examples=[first, run.train.batch_size * done],
+        in_a_row=skipped,
+        examples=[end - run.train.batch_size * skipped, end],
         seed=run.train.seed,
         parameter_norms=norms,
     )
     parts.display.say(
-        f"stopped at step {done}: {run.train.max_skipped} steps in a row had no finite loss or gradient; the "
-        "ledger has the batches and norms. Lower schedule.peak, or see whether the data is damaged."
+        f"stopped at step {done}: {skipped} steps in a row had no finite loss or gradient; the ledger has the "
+        "batches and norms. Lower schedule.peak, or see whether the data is damaged."
     )
+
+
+class _Trace:
+    """A profiler trace of the steps that were asked for, or of those of them that this start still runs."""
+
+    def __init__(self, parts: Parts):
+        self._parts, self._on = parts, False
+        self._first, self._last = parts.profile or (1, 0)
+
+    def before(self, done: int) -> None:
+        if not self._on and self._first <= done <= self._last:
+            jax.profiler.start_trace(self._parts.profile_folder)
+            self._on = True
+
+    def after(self, done: int, state: State) -> None:
+        if self._on and done == self._last:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._on = False
+        self._parts.display.say(f"a trace of steps up to {self._last} is in {self._parts.profile_folder}")
+
+    def __enter__(self) -> "_Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._on:
+            self._stop()
 
 
 @contextlib.contextmanager

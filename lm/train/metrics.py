@@ -8,6 +8,7 @@ from typing import Any
 from lm.core import files
 
 NAME = "metrics.jsonl"
+PICTURE = "loss.png"
 
 
 class Metrics:
@@ -79,7 +80,7 @@ def plot(folder: str | os.PathLike) -> str | None:
     bottom.set_xlabel("step")
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
-    out = files.path(folder) / "loss.png"
+    out = files.path(folder) / PICTURE
     with out.open("wb") as f:
         figure.savefig(f, format="png")
     return os.fspath(out)

@@ -94,12 +94,12 @@ class Lion:
 class Adafactor:
     """Second moments kept as one row and one column a matrix (Shazeer and Stern 2018, arXiv 1804.04235).
 
-    Each matrix of a stack is factored, clipped and scaled by its own root mean square alone.
+    Each matrix of a stack is factored, clipped and scaled on its own; one with a side below 128 is kept whole.
     """
 
     decay_rate: float = 0.8
     update_clip: float = 1.0
-    relative_step: bool = True  # Steps relative to each parameter's own size.
+    scale_parameter: bool = True  # Steps relative to each parameter's own root mean square.
     weight_decay: float = 0.0
     clip_norm: float | None = None
     groups: tuple[Group, ...] = ()
@@ -113,7 +113,7 @@ class Adafactor:
         core = optax.chain(
             optax.scale_by_factored_rms(decay_rate=self.decay_rate),
             optax.clip_by_block_rms(self.update_clip),
-            optax.scale_by_param_block_rms() if self.relative_step else optax.identity(),
+            optax.scale_by_param_block_rms() if self.scale_parameter else optax.identity(),
         )
         return _assemble(self, spec, _per_matrix(spec, core))
 

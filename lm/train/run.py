@@ -37,6 +37,8 @@ class Train:
             raise UsageError(f"train.keep_last={self.keep_last} must be at least 2: a damaged step needs one before it")
         if self.batch_size % self.accumulate:
             raise UsageError(f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UsageError(f"train.ema_decay={self.ema_decay} must be at least 0 and below 1")
         if self.poison is not None and len(self.poison) != 2:
             raise UsageError(f"train.poison={self.poison} needs two steps, the first and the last")
 
@@ -51,6 +53,12 @@ class Evals:
     sample_tokens: int = setting(0, identity=False)  # Tokens written to samples/ at each evaluation.
     prompt: str | None = setting(None, identity=False)  # None takes the first tokens of the training text.
     baselines: bool = setting(False, identity=False)  # Counting models and xz on the same bytes, at the end.
+
+    def __post_init__(self):
+        given = {name: getattr(self, name) for name in ("batch_size", "seq_len", "max_tokens")}
+        check_positive(**{f"evals.{name}": number for name, number in given.items() if number is not None})
+        if self.sample_tokens < 0:
+            raise UsageError(f"evals.sample_tokens={self.sample_tokens} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)

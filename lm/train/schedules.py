@@ -10,7 +10,7 @@ from lm.core.errors import UsageError, check_positive
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """`peak` after a linear warm-up from zero."""
+    """`peak` after a linear warm-up from peak / (warmup_steps + 1)."""
 
     peak: float = 1e-3
     warmup_steps: int = 0

@@ -63,9 +63,17 @@ def test_a_wrong_override_names_what_is_right(assignment, words):
 
 def test_a_class_is_chosen_by_name_and_keeps_shared_settings():
     run = Run(model=Inner(), objective=Inner(), schedule=Cosine(peak=0.1, warmup_steps=7))
-    assert config.override(run, "schedule", "Linear").schedule == Linear(peak=0.1, warmup_steps=7)
+    assert config.override_all(run, ["schedule=Linear"]).schedule == Linear(peak=0.1, warmup_steps=7)
     with pytest.raises(UsageError, match="Linear"):
-        config.override(run, "schedule", "Liner")
+        config.override_all(run, ["schedule=Liner"])
+
+
+def test_overrides_take_effect_at_once():
+    run = Run(model=Inner(), objective=Inner(), train=Train(batch_size=480, accumulate=5))
+    for order in (["train.batch_size=2", "train.accumulate=1"], ["train.accumulate=1", "train.batch_size=2"]):
+        assert config.override_all(run, order).train == Train(batch_size=2, accumulate=1)
+    both = config.override_all(run, ["schedule.final=0.5", "schedule=Linear"]).schedule
+    assert both == Linear(final=0.5)
 
 
 def test_json_round_trip_is_the_same_run():
@@ -97,13 +105,13 @@ def test_the_digest_ignores_defaults_mesh_and_cadence_and_nothing_else():
     same = dataclasses.replace(run, mesh=Mesh(fsdp=2), train=Train(log_every=3), evals=Evals(sample_tokens=5))
     assert config.digest(same) == config.digest(run)
     for name in ("train.seed", "data.seed", "schedule.peak", "model.rate", "optimizer.b1"):
-        other = config.override(run, name, "0.25" if "seed" not in name else "9")
+        other = config.override_all(run, [f"{name}={9 if 'seed' in name else 0.25}"])
         assert config.digest(other) != config.digest(run), name
 
 
 def test_the_digest_knows_the_class_of_a_choice():
     run = Run(model=Inner(), objective=Inner())
-    assert config.digest(config.override(run, "schedule", "Linear")) != config.digest(run)
+    assert config.digest(config.override_all(run, ["schedule=Linear"])) != config.digest(run)
 
 
 def test_diff_lists_both_values():

@@ -60,12 +60,14 @@ def test_documents_do_not_see_each_other():
         np.testing.assert_allclose(actual, naive(form, q, k, v, [0, 0], documents), atol=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["one_document", "packed"])
 @pytest.mark.parametrize("form", [Form(), Form(window=3), Form(soft_cap=2.0)], ids=["causal", "window", "soft_cap"])
-def test_query_blocks_change_neither_values_nor_gradients(form, monkeypatch):
+def test_query_blocks_change_neither_values_nor_gradients(form, packed, monkeypatch):
     q, k, v = draw(L, L)
+    numbers = jnp.array([[0, 0, 0, 1, 1, 1], [5, 6, 6, 6, 6, 6]])
 
     def weighted(q, k, v):
-        return jnp.sum(attention(form, q, k, v) ** 2)
+        return jnp.sum(attention(form, q, k, v, documents=(numbers, numbers) if packed else None) ** 2)
 
     one_block = jax.value_and_grad(weighted, (0, 1, 2))(q, k, v)
     monkeypatch.setattr(module, "MIN_QUERIES", 2)
@@ -95,16 +97,23 @@ def test_the_hand_written_gradient_equals_autodiff(form):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_dropped_weights_keep_their_mean_and_their_gradient():
+def test_dropped_weights_keep_their_mean():
     form, (q, k, v) = Form(dropout=0.5), draw(L, L)
     keys = jax.random.split(jax.random.key(0), 1000)
     mean = jnp.mean(jax.vmap(lambda key: attention(form, q, k, v, key=key))(keys), 0)
     # The mean of 1,000 draws with deviation of order one: five standard errors.
     np.testing.assert_allclose(mean, attention(form, q, k, v), atol=0.16)
 
-    def value(scale):
-        return jnp.sum(attention(form, q * scale, k, v, key=keys[0]) ** 2)
 
-    slope, step = jax.grad(value)(1.0), 1e-2
-    # Central difference in float32: error of order step^2.
-    np.testing.assert_allclose(slope, (value(1 + step) - value(1 - step)) / (2 * step), rtol=1e-2)
+def test_the_backward_pass_drops_the_weights_that_the_forward_pass_dropped():
+    form, (q, k, v), key = Form(dropout=0.5), draw(L, L), jax.random.key(3)
+    kept = jax.random.bernoulli(jax.random.fold_in(key, 0), 0.5, (B, K, H // K * L, L)).reshape(B, H, L, L)
+
+    def plain(q, k, v):
+        k, v = (jnp.repeat(x, H // K, 2) for x in (k, v))
+        scores = jnp.where(jnp.tri(L, dtype=bool)[None, None], jnp.einsum("blhc,bshc->bhls", q, k) * C**-0.5, -jnp.inf)
+        return jnp.sum(jnp.einsum("bhls,bshc->blhc", 2 * kept * jax.nn.softmax(scores, -1), v) ** 2)
+
+    actual = jax.grad(lambda q, k, v: jnp.sum(attention(form, q, k, v, key=key) ** 2), (0, 1, 2))(q, k, v)
+    for ours, theirs in zip(actual, jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)  # Gradients of order ten.

@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 from lm.core import params as specs
 from lm.core import tree
+from lm.core.errors import UsageError
 from lm.models.decoder import Decoder, Layer
 from lm.objectives.causal import Causal
 from lm.parallel import rules
@@ -194,3 +195,50 @@ def test_remat_changes_nothing_even_with_dropout():
     expected = loss_and_gradients(model, params, batch, key)
     for remat in ("full", "dots", "attention"):
         assert_same(loss_and_gradients(dataclasses.replace(model, remat=remat), params, batch, key), expected)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "attention"])
+@pytest.mark.parametrize("scan", [True, False])
+def test_remat_computes_again_what_its_policy_does_not_keep(remat, scan):
+    def flops(policy):
+        model = Decoder(**TINY | {"width": 64}, max_len=128, remat=policy, scan=scan)
+        batch = {name: jnp.zeros((2, 128), jnp.int32) for name in ("tokens_BL", "targets_BL", "weights_BL")}
+        loss = jax.jit(jax.grad(lambda p: Causal().loss(model, p, batch)["loss"][0]))
+        return loss.lower(specs.abstract(model.spec())).compile().cost_analysis()["flops"]
+
+    assert flops("none") < flops(remat)
+    assert remat == "full" or flops(remat) < flops("full")
+
+
+def test_bfloat16_agrees_with_float32_to_its_precision(model, params, reference):
+    loss, gradients = loss_and_gradients(dataclasses.replace(model, dtype="bfloat16"), params, make_batch())
+    np.testing.assert_allclose(loss, reference[0], rtol=1e-2)
+    flat, expected = (np.concatenate([g.ravel() for g in jax.tree.leaves(x)]) for x in (gradients, reference[1]))
+    assert flat.dtype == np.float32
+    # 8 bits a product, over two layers forward and backward: a wrong scale or a float32 path cut off is far more.
+    assert np.linalg.norm(flat - expected) < 5e-2 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kv_heads": 0},
+        {"head_dim": -8},
+        {"mlp_width": -1},
+        {"attention_soft_cap": 0.0},
+        {"logit_soft_cap": -1.0},
+        {"init_std": 0.0},
+        {"pattern": (Layer(window=0),)},
+        {"rope_style": "interleaved"},
+        {"pattern": (Layer(rope_base=1e6),)},
+    ],
+    ids=str,
+)
+def test_settings_without_sense_or_effect_are_refused(settings):
+    with pytest.raises(UsageError, match="must be greater than 0|have no effect"):
+        Decoder(**TINY | settings, positions="none")
+
+
+def test_a_cache_beyond_the_positions_is_refused():
+    with pytest.raises(UsageError, match="raise model.max_len"):
+        MODELS["gpt2"].cache_spec(B, L + 1)

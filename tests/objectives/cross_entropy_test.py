@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,8 @@ import pytest
 
 from lm.core.errors import UsageError
 from lm.objectives.cross_entropy import TokenLoss, cross_entropy
+from lm.parallel.mesh import Mesh
+from lm.parallel.rules import batch_sharding
 
 B, L, D, V, CLASSES = 3, 7, 5, 16, 11
 FORMS = {
@@ -81,6 +85,26 @@ def test_no_array_of_all_tokens_by_vocabulary_exists():
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(head, x).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocabulary * 4
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2}, {"fsdp": 2}, {"seq": 2}], ids=lambda sizes: next(iter(sizes)))
+def test_devices_meet_once_and_not_once_a_chunk(sizes):
+    rng = np.random.default_rng(0)
+    head, x = rng.standard_normal((4, 32), np.float32), rng.standard_normal((4, 12, 4), np.float32)
+    targets, weights = rng.integers(0, 32, (4, 12), np.int32), rng.random((4, 12), np.float32)
+
+    def loss(head, x):
+        return cross_entropy(TokenLoss(32), lambda h, x: x @ h, head, x, targets, weights, chunk_tokens=16)[0]
+
+    mesh = Mesh(**sizes).build(jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.grad(loss, (0, 1)), in_shardings=(None, batch_sharding(mesh)))
+        gradients, text = step(head, x), step.lower(head, x).compile().as_text()
+    for actual, expected in zip(gradients, jax.grad(loss, (0, 1))(head, x), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+    main = text.index("\nENTRY ")
+    assert " while(" in text and "all-reduce(" in text[main:]
+    assert not re.search(r"(all-reduce|all-gather|all-to-all|collective-permute)\(", text[:main])
 
 
 @pytest.mark.parametrize("setting", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}])

@@ -158,6 +158,7 @@ def said(processes, folder, order=""):
     return [json.loads(line.split("said ", 1)[1]) for line in result.stdout.splitlines() if "said {" in line]
 
 
+@pytest.mark.slow
 def test_two_processes_agree_and_equal_one_with_two_devices(tmp_path):
     two = sorted(said(2, tmp_path / "two", "save"), key=lambda each: each["rows"])
     (one,) = said(1, tmp_path / "one", "save")
@@ -185,3 +186,14 @@ def test_an_error_of_one_process_ends_all_at_once():
     start = time.monotonic()
     assert subprocess.run(launcher, env=environ, capture_output=True, timeout=60).returncode == 2
     assert time.monotonic() - start < 25  # A plain exit takes the 30 s of a collective's time-out.
+
+
+@pytest.mark.slow
+def test_a_barrier_waits_longer_than_gloo_does():
+    code = (
+        "import os, time\nfrom lm.parallel import hosts\nhosts.initialize(hosts.resolve(os.environ))\n"
+        "time.sleep(35 if hosts.is_main() else 0)\nhosts.barrier('late')\nassert hosts.broadcast(1) == 1"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    launcher = [sys.executable, str(ROOT / "launch" / "local.py"), "-n", "2", "--", sys.executable, "-c", code]
+    assert subprocess.run(launcher, env=environ, capture_output=True, timeout=90).returncode == 0
