@@ -12,6 +12,7 @@ from lm.core import config
 from lm.core.errors import UsageError
 from lm.data import corpus, mix, order, stream
 from lm.data.stream import Data, Stream
+from lm.objectives import causal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +250,7 @@ def test_a_mixture_reads_each_source_in_its_own_order(folder):
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_prefetched_batches_come_in_order_for_each_host(split, workers):
     flags.FLAGS.mark_as_parsed()  # Grain's workers ask for a flag of theirs.
-    rows = Stream(split, Causal(), 8)
+    rows = Stream(split, causal.Causal(), 8)  # Of the library, because worker processes cannot import tests.
     for hosts in (1, 2) if not workers else (2,):
         parts = [
             list(stream.prefetch(rows, 40, 8, steps=30, host=h, hosts=hosts, workers=workers)) for h in range(hosts)
