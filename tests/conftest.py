@@ -8,6 +8,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {COMPILE_FAST}"
 
+# More devices than cores wait in collectives for each other, and need threads to do it: see lm/main/devices.py.
+os.environ["PJRT_NPROC"] = "32"
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 

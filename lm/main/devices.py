@@ -20,8 +20,12 @@ def start(batch_size: int, parameters: int = 0) -> None:
         count = hosts.cpu_devices(batch_size if parameters <= MOST_COPIED_PARAMETERS else 1, os.environ)
         if count is not None:
             jax.config.update("jax_num_cpu_devices", count)
-        # With programs in flight, devices that wait in a collective can hold every thread that the last one needs.
+        # Devices that wait in a collective hold threads, and can hold every one that the last device needs: no
+        # programs in flight, and more threads where devices outnumber cores (XLA's pools go by this variable).
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+        forced = hosts.forced_cpu_devices(os.environ) or 1
+        if forced > hosts.cores():
+            os.environ.setdefault("PJRT_NPROC", str(4 * forced))
     hosts.initialize(layout)
     if layout.source != "single" and hosts.is_main():
         print(f"{jax.process_count()} processes (from {layout.source}), {jax.device_count()} devices")

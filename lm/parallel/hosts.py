@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -97,12 +98,22 @@ def cpu_devices(batch_size: int, environ: Mapping[str, str]) -> int | None:
     One a process in a run of several, whose rows are split already. None where XLA_FLAGS or
     JAX_NUM_CPU_DEVICES has decided. Hand it to `jax.config.update("jax_num_cpu_devices", n)`.
     """
-    if "xla_force_host_platform_device_count" in environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in environ:
+    if forced_cpu_devices(environ) is not None:
         return None
     if resolve(environ).num_processes != 1:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    return max(n for n in range(1, cores() + 1) if batch_size % n == 0)
+
+
+def forced_cpu_devices(environ: Mapping[str, str]) -> int | None:
+    """The number of host devices that XLA_FLAGS or JAX_NUM_CPU_DEVICES asks for, if one of them does."""
+    flag = re.search(r"xla_force_host_platform_device_count=(\d+)", environ.get("XLA_FLAGS", ""))
+    asked = flag[1] if flag else environ.get("JAX_NUM_CPU_DEVICES", "")
+    return int(asked) if asked.isdigit() else None
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_main() -> bool:
