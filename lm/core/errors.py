@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -32,3 +33,8 @@ def check_positive(**values: float) -> None:
     for field, value in values.items():
         if not value > 0:
             raise UsageError(f"{field}={value} must be greater than 0")
+
+
+def check_given(config: Any, *names: str) -> None:
+    """Raises UsageError for the first of the fields that is neither None nor above zero."""
+    check_positive(**{name: value for name in names if (value := getattr(config, name)) is not None})

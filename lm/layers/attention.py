@@ -52,25 +52,32 @@ def attention(
     *,
     starts_B: jax.Array | None = None,
     documents: tuple[jax.Array, jax.Array] | None = None,
+    places: tuple[jax.Array, jax.Array] | None = None,
+    bias: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """o_BLHC: softmax(scale * q k' + mask) v with softmax in float32; query head h reads key head h // G.
+    """o_BLHC: softmax(scale * q k' + bias + mask) v with softmax in float32; query head h reads key head h // G.
 
     `starts_B` is the place among the keys of each row's first query (0 without it); `documents`, (of queries
-    [B, L], of keys [B, S]), keeps attention inside equal numbers. `scale` is C^-0.5 unless given; `key` turns
-    dropout of the weights on. Vaswani et al. 2017 (1706.03762); grouped heads: Ainslie et al. 2023 (2305.13245).
+    [B, L], of keys [B, S]), keeps attention inside equal numbers; `places`, of the same shapes, are what "causal"
+    and "window" compare instead of indices. `bias` is [B or 1, H or 1, L, S], added after the soft-cap. `scale` is
+    C^-0.5 unless given; `key` turns dropout of the weights on. Vaswani et al. 2017 (1706.03762); grouped heads:
+    Ainslie et al. 2023 (2305.13245).
     """
+    if places is not None and starts_B is not None:
+        raise ValueError("places already say where each query stands: leave starts_B out")
     form = dataclasses.replace(form, scale=q_BLHC.shape[-1] ** -0.5 if form.scale is None else form.scale)
     (B, L, H, C), (S, K) = q_BLHC.shape, k_BSKC.shape[1:3]
     q_BKGLC = q_BLHC.reshape(B, L, K, H // K, C).transpose(0, 2, 3, 1, 4)
     k_BKSC, v_BKSC = k_BSKC.transpose(0, 2, 1, 3), v_BSKC.transpose(0, 2, 1, 3)
     blocks = []
-    for i, (rows, columns) in enumerate(_blocks(form, L, S, aligned=starts_B is None)):
-        mask = _mask(form, rows, columns, H // K, starts_B, documents)
+    for i, (rows, columns) in enumerate(_blocks(form, L, S, aligned=starts_B is None and places is None)):
+        mask = _mask(form, rows, columns, H // K, starts_B, documents, places)
+        bias_BKRS = None if bias is None else _grouped(bias[:, :, rows, columns], H, K)
         block_key = None if key is None or form.dropout == 0.0 else jax.random.fold_in(key, i)
         # The heads that share keys become more rows of one product; R below counts both.
         q_BKRC = q_BKGLC[:, :, :, rows].reshape(B, K, -1, C)
-        o_BKRC = _block(form, q_BKRC, k_BKSC[:, :, columns], v_BKSC[:, :, columns], mask, block_key)
+        o_BKRC = _block(form, q_BKRC, k_BKSC[:, :, columns], v_BKSC[:, :, columns], bias_BKRS, mask, block_key)
         blocks.append(o_BKRC.reshape(B, K, H // K, -1, C))
     o_BKGLC = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
     return o_BKGLC.transpose(0, 3, 1, 2, 4).reshape(B, L, H, C)
@@ -87,24 +94,33 @@ def _blocks(form: Form, L: int, S: int, aligned: bool) -> list[tuple[slice, slic
     return spans
 
 
-def _mask(form, rows, columns, groups, starts_B, documents):
+def _grouped(bias_BHLS, heads, kv_heads):
+    """[B or 1, K, R, S] for queries that lie as rows of their key head's product."""
+    B, _, L, S = bias_BHLS.shape
+    return jnp.broadcast_to(bias_BHLS.astype(jnp.float32), (B, heads, L, S)).reshape(B, kv_heads, -1, S)
+
+
+def _mask(form, rows, columns, groups, starts_B, documents, places):
     """What `visible` needs for one block, or None where every query sees every key."""
     if not form.causal and form.window is None and documents is None:
         return None
-    query_BL = jnp.arange(rows.start, rows.stop)[None, :]
-    if starts_B is not None:
-        query_BL = query_BL + starts_B[:, None]
-    mask = (jnp.tile(query_BL, groups), jnp.arange(columns.start, columns.stop)[None, :])
+    if places is None:
+        query_BL, key_BS = jnp.arange(rows.start, rows.stop)[None, :], jnp.arange(columns.start, columns.stop)[None, :]
+        if starts_B is not None:
+            query_BL = query_BL + starts_B[:, None]
+    else:
+        query_BL, key_BS = places[0][:, rows], places[1][:, columns]
+    mask = (jnp.tile(query_BL, groups), key_BS)
     return mask if documents is None else (*mask, jnp.tile(documents[0][:, rows], groups), documents[1][:, columns])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _block(form, q_BKRC, k_BKSC, v_BKSC, mask, key):
-    return _block_forward(form, q_BKRC, k_BKSC, v_BKSC, mask, key)[0]
+def _block(form, q_BKRC, k_BKSC, v_BKSC, bias_BKRS, mask, key):
+    return _block_forward(form, q_BKRC, k_BKSC, v_BKSC, bias_BKRS, mask, key)[0]
 
 
-def _block_forward(form, q, k, v, mask, key):
-    scores, _ = _scores(form, q, k, mask)
+def _block_forward(form, q, k, v, bias, mask, key):
+    scores, _ = _scores(form, q, k, bias, mask)
     peak = jnp.max(scores, -1, keepdims=True)
     exponent = jnp.exp(scores - peak)
     total = jnp.sum(exponent, -1, keepdims=True)
@@ -112,36 +128,41 @@ def _block_forward(form, q, k, v, mask, key):
     o = (_dot("bkrs,bksc->bkrc", _drop(form, exponent, key).astype(v.dtype), v) / total).astype(q.dtype)
     # Named where the backward pass takes them, so that the policy "attention" spares it the softmax.
     kept = checkpoint_name((o, peak + jnp.log(total)), "attention")
-    return kept[0], (q, k, v, mask, key, *kept)
+    return kept[0], (q, k, v, bias, mask, key, *kept)
 
 
 def _block_backward(form, residuals, do):
-    q, k, v, mask, key, o, logsumexp = residuals
+    q, k, v, bias, mask, key, o, logsumexp = residuals
     # Weights are made again rather than kept (Dao et al. 2022, 2205.14135): no R x S array outlives the forward
     # pass, and even at 64 tokens the product is faster than the memory. The barrier keeps the compiler from
     # finding and keeping the old ones.
     q, k, v = jax.lax.optimization_barrier((q, k, v))
-    scores, slope = _scores(form, q, k, mask)
+    scores, slope = _scores(form, q, k, bias, mask)
     weights = jnp.exp(scores - logsumexp)
     # sum over s of weights * dweights, as a sum over c. Without the barrier XLA:CPU sums again for every score.
     delta = jax.lax.optimization_barrier(jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), -1, keepdims=True))
     dv = _dot("bkrs,bkrc->bksc", _drop(form, weights, key).astype(do.dtype), do)
-    dscores = weights * (_drop(form, _dot("bkrc,bksc->bkrs", do, v), key) - delta) * slope
-    dscores = dscores.astype(q.dtype)
+    dmasked = weights * (_drop(form, _dot("bkrc,bksc->bkrs", do, v), key) - delta)
+    dbias = None
+    if bias is not None:
+        dbias = jnp.sum(dmasked, 0, keepdims=True) if bias.shape[0] == 1 else dmasked
+    dscores = (dmasked * slope).astype(q.dtype)
     dq = _dot("bkrs,bksc->bkrc", dscores, k)
     dk = _dot("bkrs,bkrc->bksc", dscores, q)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dbias, None, None
 
 
 _block.defvjp(_block_forward, _block_backward)
 
 
-def _scores(form, q, k, mask):
+def _scores(form, q, k, bias, mask):
     """Masked scores in float32, and their slope with respect to the bare products."""
     scores, slope = form.scale * _dot("bkrc,bksc->bkrs", q, k), form.scale
     if form.soft_cap is not None:
         squashed = jnp.tanh(scores / form.soft_cap)
         scores, slope = form.soft_cap * squashed, form.scale * (1 - jnp.square(squashed))
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         seen = visible(*mask, causal=form.causal, window=form.window)
         scores = jnp.where(seen[:, None], scores, _HIDDEN)

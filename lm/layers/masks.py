@@ -15,8 +15,8 @@ def visible(
 ) -> jax.Array:
     """[B, L, S] bool; a leading 1 of the indices (the same in all rows) stays 1 where no document differs.
 
-    `query_BL` and `key_BS` are indices in the sequence, not positions. A causal window of W sees the token
-    itself and the W - 1 before it; a bidirectional one sees W - 1 to each side.
+    `query_BL` and `key_BS` are indices in the sequence or other places in an order, not positions. A causal window
+    of W sees the token itself and the W - 1 before it; a bidirectional one sees W - 1 to each side.
     """
     distance = query_BL[:, :, None] - key_BS[:, None, :]
     seen = distance >= 0 if causal else jnp.full(distance.shape, True)

@@ -117,3 +117,30 @@ def test_the_backward_pass_drops_the_weights_that_the_forward_pass_dropped():
     actual = jax.grad(lambda q, k, v: jnp.sum(attention(form, q, k, v, key=key) ** 2), (0, 1, 2))(q, k, v)
     for ours, theirs in zip(actual, jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)  # Gradients of order ten.
+
+
+@pytest.mark.parametrize("rows,heads", [(1, H), (B, H), (B, 1)])
+def test_a_bias_is_added_to_the_scores_and_gets_its_gradient(rows, heads, monkeypatch):
+    form, (q, k, v), rng = Form(causal=False), draw(L, L), np.random.default_rng(4)
+    bias = rng.standard_normal((rows, heads, L, L), np.float32)
+
+    def plain(q, k, v, bias):
+        k, v = (jnp.repeat(x, H // K, 2) for x in (k, v))
+        weights = jax.nn.softmax(jnp.einsum("blhc,bshc->bhls", q, k) * C**-0.5 + bias, -1)
+        return jnp.sum(jnp.einsum("bhls,bshc->blhc", weights, v) ** 2)
+
+    def ours(q, k, v, bias):
+        return jnp.sum(attention(form, q, k, v, bias=bias) ** 2)
+
+    monkeypatch.setattr(module, "MIN_QUERIES", 4)  # Two blocks, of 4 queries and of 2.
+    actual, expected = (jax.value_and_grad(f, (0, 1, 2, 3))(q, k, v, bias) for f in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), actual, expected)
+
+
+def test_places_decide_what_is_earlier():
+    q, k, v = draw(L, L)
+    order = np.array([[2, 0, 5, 1, 4, 3], [0, 1, 2, 3, 4, 5]])
+    seen = order[:, :, None] >= order[:, None, :]
+    bias = np.where(seen, 0, -1e30)[:, None].astype(np.float32)
+    actual = attention(Form(), q, k, v, places=(jnp.asarray(order), jnp.asarray(order)))
+    np.testing.assert_allclose(actual, attention(Form(causal=False), q, k, v, bias=bias), atol=1e-6)

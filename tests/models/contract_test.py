@@ -12,7 +12,8 @@ from jax.sharding import AxisType
 from lm.core import params as specs
 from lm.core import tree
 from lm.core.errors import UsageError
-from lm.models.decoder import Decoder, Layer
+from lm.layers.block import Layer
+from lm.models.decoder import Decoder
 from lm.objectives.causal import Causal
 from lm.parallel import rules
 
@@ -67,6 +68,9 @@ MODELS = {
         attention_soft_cap=20.0,
         logit_soft_cap=30.0,
         embed_scale=32**0.5,
+    ),
+    "dense_first": Decoder(
+        **TINY | {"layers": 4}, max_len=L, prefix=(Layer(window=3),), pattern=(Layer(attention_scale=0.1), Layer())
     ),
     "olmo2_sinusoidal": Decoder(**TINY, positions="sinusoidal", norm_place="output", qk_norm="projection"),
 }
@@ -228,7 +232,6 @@ def test_bfloat16_agrees_with_float32_to_its_precision(model, params, reference)
         {"attention_soft_cap": 0.0},
         {"logit_soft_cap": -1.0},
         {"init_std": 0.0},
-        {"pattern": (Layer(window=0),)},
         {"rope_style": "interleaved"},
         {"pattern": (Layer(rope_base=1e6),)},
     ],
@@ -237,6 +240,16 @@ def test_bfloat16_agrees_with_float32_to_its_precision(model, params, reference)
 def test_settings_without_sense_or_effect_are_refused(settings):
     with pytest.raises(UsageError, match="must be greater than 0|have no effect"):
         Decoder(**TINY | settings, positions="none")
+
+
+def test_a_window_of_nothing_is_refused():
+    with pytest.raises(UsageError, match="window=0 must be greater than 0"):
+        Layer(window=0)
+
+
+def test_a_pattern_longer_than_the_stack_is_refused():
+    with pytest.raises(UsageError, match="layers=2 is fewer"):
+        Decoder(**TINY, positions="none", pattern=(Layer(window=2), Layer(), Layer()))
 
 
 def test_a_cache_beyond_the_positions_is_refused():

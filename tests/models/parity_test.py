@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lm.core import tree
-from lm.models.decoder import Decoder, Layer
+from lm.layers.block import Layer
+from lm.models.decoder import Decoder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

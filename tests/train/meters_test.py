@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from lm.core import params as specs
-from lm.models.decoder import Decoder, Layer
+from lm.layers.block import Layer
+from lm.models.decoder import Decoder
 from lm.train import meters
 
 GPT2 = Decoder(layers=12, heads=12, width=768, vocab_size=50257, max_len=1024)

@@ -1,0 +1,130 @@
+"""Layers one after another: groups of a repeated pattern, each stacked on disk and scanned."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.core import params as specs
+from lm.core.errors import UsageError, check_choice
+from lm.layers.block import Block, Context, Layer
+from lm.layers.dropout import fold
+
+REMAT = ("none", "full", "dots", "attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """`pattern` run `repeats` times, with parameters of its own each time or, where `shared`, the same ones."""
+
+    pattern: tuple[Layer, ...]
+    repeats: int
+    shared: bool = False
+
+
+def groups(layers: int, pattern: tuple[Layer, ...], prefix: tuple[Layer, ...] = ()) -> tuple[Group, ...]:
+    """The stack of `layers`: the prefix, then `pattern` over and over, cut short at the end.
+
+    Raises UsageError where `layers` leaves no room for all of them.
+    """
+    if not pattern:
+        raise UsageError("pattern=() is empty: it needs at least one Layer()")
+    if len(prefix) + len(pattern) > layers:
+        raise UsageError(f"layers={layers} is fewer than the {len(prefix)} of prefix and {len(pattern)} of pattern")
+    repeats, rest = divmod(layers - len(prefix), len(pattern))
+    parts = (Group(prefix, 1), Group(pattern, repeats), Group(pattern[:rest], 1))
+    return tuple(group for group in parts if group.pattern)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """The layers of one block, and how they are run: `scan=False` unrolls them, `remat` names what is kept."""
+
+    block: Block
+    groups: tuple[Group, ...]
+    remat: str = "none"
+    scan: bool = True
+
+    def __post_init__(self):
+        check_choice("remat", self.remat, REMAT)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer in the order in which they run."""
+        return tuple(layer for group in self.groups for layer in group.pattern * group.repeats)
+
+    def spec(self) -> dict[str, Any]:
+        """{"group0": {"layer0": ...}}: each leaf stacked along a leading "layers" axis, of 1 where shared."""
+        return {
+            f"group{i}": specs.stack(_each(group.pattern, self.block.spec), 1 if group.shared else group.repeats)
+            for i, group in enumerate(self.groups)
+        }
+
+    def cache_spec(self, batch_size: int, length: int, memory_length: int | None = None) -> dict[str, Any]:
+        """A cache for every layer, stacked in the same way."""
+
+        def layer_spec(_):
+            return self.block.cache_spec(batch_size, length, memory_length)
+
+        return {
+            f"group{i}": specs.stack(_each(group.pattern, layer_spec), group.repeats)
+            for i, group in enumerate(self.groups)
+        }
+
+    def apply(
+        self,
+        params: dict[str, Any],
+        x: jax.Array,
+        context: Context,
+        *,
+        key: jax.Array | None = None,
+        cache: dict[str, Any] | None = None,
+        capture: bool = False,
+    ) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
+        """(x [B, L, D], the groups' caches, hidden states [layers + 1, B, L, D] before, between and after)."""
+        hidden, caches = [x[None]], {}
+        for i, group in enumerate(self.groups):
+            name = f"group{i}"
+            group_cache = None if cache is None else cache[name]
+            x, caches[name], states = self._group(
+                group, params[name], x, context, fold(key, i + 1), group_cache, capture
+            )
+            hidden.append(states)
+        return x, caches, jnp.concatenate(hidden) if capture else None
+
+    def _group(self, group, p, x, context, key, cache, capture):
+        def body(x, scanned):
+            layers, cache, key = scanned
+            layers = jax.tree.map(lambda a: a[0], p) if group.shared else layers
+            states, new_cache = [], {}
+            for j, layer in enumerate(group.pattern):
+                name = f"layer{j}"
+                layer_cache = None if cache is None else cache[name]
+                x, new_cache[name] = self.block.apply(layers[name], x, layer, context, fold(key, j), layer_cache)
+                states.append(x)
+            return x, (None if cache is None else new_cache, jnp.stack(states) if capture else None)
+
+        keys = None if key is None else jax.random.split(key, group.repeats)
+        unroll = 1 if self.scan else group.repeats
+        body = _remat(body, self.remat, looped=unroll < group.repeats)
+        scanned = (None if group.shared else p, cache, keys)
+        x, (cache, states) = jax.lax.scan(body, x, scanned, length=group.repeats, unroll=unroll)
+        return x, cache, states.reshape(-1, *x.shape) if capture else None
+
+
+def _each(pattern, make):
+    return {f"layer{j}": make(layer) for j, layer in enumerate(pattern)}
+
+
+def _remat(body, policy, looped):
+    if policy == "none":
+        return body
+    policies = jax.checkpoint_policies
+    saved = {
+        "full": policies.nothing_saveable,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names("attention"),
+    }
+    # Only a loop keeps the compiler from merging the second forward pass with the first by itself.
+    return jax.checkpoint(body, policy=saved[policy], prevent_cse=not looped)
