@@ -43,7 +43,8 @@ class Objective(Protocol):
     """What a stream needs of an objective.
 
     `corrupt` takes a row of "tokens" [window] int32, "documents" [window] int32 (counted from 0 in the row,
-    -1 at padding, which must get no weight) and "index"; it returns arrays by their names in a batch.
+    -1 at padding, which must get no weight), "index", and the "split" that they come from, for an objective that
+    needs other places of the text too. It returns arrays by their names in a batch; those that count are "weights_*".
     """
 
     def window(self, seq_len: int) -> int: ...
@@ -108,7 +109,10 @@ class Stream:
         else:
             starts = index * self.seq_len
         rngs = zip(generators(self.seed, keys.tolist()), keys.tolist(), starts.tolist(), strict=True)
-        rows = [self.objective.corrupt(rng, self._row(start, window) | {"index": key}) for rng, key, start in rngs]
+        known = {"split": self.split}
+        rows = [
+            self.objective.corrupt(rng, self._row(start, window) | known | {"index": key}) for rng, key, start in rngs
+        ]
         return rows if resets is None else [row | {"resets_B": r} for row, r in zip(rows, resets, strict=True)]
 
     @property

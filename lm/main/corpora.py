@@ -84,9 +84,11 @@ def validation(run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh) -> Cal
 def scorer(
     model: Any, objective: Any, split: Any, mesh: jax.sharding.Mesh, batch_size: int, evals: Any, seq_len: int
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from weights to the figures of a split, every token of it predicted once.
+    """A function from weights to the figures of a split, every token of it once in a row.
 
-    Under `evals.max_tokens` the bits per byte take the tokens a byte of the whole split.
+    They are val_loss, each other term of the objective as val_<name>, and val_bits_per_byte where the objective
+    predicts the text, every token of it and nothing else (its `scores_text`). Under `evals.max_tokens` the bits per
+    byte take the tokens a byte of the whole split.
     """
     length = evals.seq_len or seq_len
     stream = Stream(split, objective, length, order="sequential")
@@ -101,16 +103,20 @@ def scorer(
 
     def rows(start: int) -> dict[str, Any]:
         batch = stream.rows(start, count)
-        batch["weights_BL"][max(0, examples - start) :] = 0
+        for name in batch:
+            if name.startswith("weights"):
+                batch[name][max(0, examples - start) :] = 0
         return batch
 
     def score(weights: Any) -> dict[str, float]:
         batches = (hosts.global_array(rows(start + first), place) for start in range(0, examples, batch_size))
         means = evaluate(weights, None, batches)
-        if "nll" not in means:
-            return {"val_loss": means["loss"]}
-        bits = perplexity.bits_per_byte(means["nll"], split.tokens, split.text_bytes)
-        return {"val_loss": means["nll"], "val_bits_per_byte": bits}
+        loss = means.pop("loss")
+        figures = {"val_loss": means.pop("nll", loss)}
+        if objective.scores_text:
+            bits = perplexity.bits_per_byte(figures["val_loss"], split.tokens, split.text_bytes)
+            figures["val_bits_per_byte"] = bits
+        return figures | {f"val_{name}": value for name, value in means.items()}
 
     return score
 

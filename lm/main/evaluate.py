@@ -48,11 +48,11 @@ def main(values: flags.FlagValues) -> int:
         evals = Evals(batch_size=batch_size, seq_len=value(values, "seq_len"), max_tokens=max_tokens)
         score = corpora.scorer(model, run.objective, split, mesh, batch_size, evals, run.train.seq_len)
         figures = score(params)
-        loss = figures["val_loss"]
+        loss = figures.pop("val_loss")
         print(f"loss: {loss:.6f}")
         print(f"perplexity: {math.exp(min(loss, 700)):.4f}")
-        if "val_bits_per_byte" in figures:
-            print(f"bits_per_byte: {figures['val_bits_per_byte']:.6f}")
+        for name, figure in figures.items():
+            print(f"{name.removeprefix('val_')}: {figure:.6f}")
         print(f"tokens: {min(split.tokens, max_tokens or split.tokens)}")
     return 0
 

@@ -25,6 +25,7 @@ class Causal:
     isolate_documents: bool = False
 
     extra_ids = ()
+    scores_text = True
 
     def __post_init__(self):
         TokenLoss(1, self.label_smoothing, self.z_loss)

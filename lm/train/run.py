@@ -76,7 +76,7 @@ class Run:
 
 
 def resolve(run: Run, tokenizer_vocab_size: int) -> Run:
-    """`run` with the vocabulary sizes of its model filled in.
+    """`run` with the vocabulary sizes of its model and objective filled in.
 
     The rows are the tokenizer's and the objective's extra ids, padded to a multiple of 128 unless
     `model.vocab_size` gives a number; logits past the valid ones are masked. Raises UsageError for a given
@@ -95,4 +95,8 @@ def resolve(run: Run, tokenizer_vocab_size: int) -> Run:
     for name, length in (("train.seq_len", run.train.seq_len), ("evals.seq_len", run.evals.seq_len)):
         if limit is not None and length is not None and length > limit:
             raise UsageError(f"{name}={length} exceeds the model's positions: raise model.max_len={limit}")
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=rows, valid_vocab_size=valid))
+    objective = run.objective
+    if objective.extra_ids and objective.vocab_size is None:
+        objective = dataclasses.replace(objective, vocab_size=tokenizer_vocab_size)
+    model = dataclasses.replace(run.model, vocab_size=rows, valid_vocab_size=valid)
+    return dataclasses.replace(run, model=model, objective=objective)

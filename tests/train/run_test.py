@@ -14,6 +14,8 @@ from lm.train.run import Evals, Run, Train, resolve
 class Masking:
     """An objective with two ids of its own."""
 
+    vocab_size: int | None = None
+
     extra_ids = ("[MASK]", "[SEP]")
 
 
@@ -77,3 +79,8 @@ def test_settings_that_cannot_train_are_named(settings, words):
     with pytest.raises(UsageError) as caught:
         Train(**settings)
     assert words in str(caught.value)
+
+
+def test_an_objective_is_told_where_its_extra_ids_begin():
+    assert resolve(make_run(objective=Masking()), 127).objective.vocab_size == 127
+    assert resolve(make_run(objective=Masking(100)), 127).objective.vocab_size == 100
