@@ -82,5 +82,5 @@ def test_settings_that_cannot_train_are_named(settings, words):
 
 
 def test_an_objective_is_told_where_its_extra_ids_begin():
-    assert resolve(make_run(objective=Masking()), 127).objective.vocab_size == 127
-    assert resolve(make_run(objective=Masking(100)), 127).objective.vocab_size == 100
+    assert resolve(make_run(objective=Masking(), positions="none"), 127).objective.vocab_size == 127
+    assert resolve(make_run(objective=Masking(100), positions="none"), 127).objective.vocab_size == 100
