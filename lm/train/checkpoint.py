@@ -19,7 +19,7 @@ from lm.core import files, tree
 from lm.core.errors import UsageError
 from lm.parallel import hosts
 from lm.train import digest
-from lm.train.record import Damaged, abstract_arrays, check_layout, make_record, placed, read_record
+from lm.train.record import Damaged, abstract_arrays, check_layout, check_seal, make_record, placed, read_record, seal
 
 FOLDER = "checkpoints"
 _PARTIAL = (".orbax-checkpoint-tmp", ".expired", ".replaced")
@@ -168,6 +168,8 @@ class Checkpoints:
         arrays, record, problem = {}, {}, None
         try:
             record = read_record(self.folder, step)
+            if hosts.is_main():
+                check_seal(self.folder / str(step))
         except Damaged as error:
             problem = str(error)
         if _agree(problem):
@@ -195,6 +197,8 @@ class Checkpoints:
         if hosts.is_main():
             # Orbax syncs the files and their folder, but not the rename that put the step in its place.
             files.fsync_folder(self.folder)
+            if files.is_local(self.folder):
+                seal(self.folder / str(step))
         self._pending = None
         self._trusted.add(step)
         self._report("saved", step=step, seconds=round(time.monotonic() - start, 3))

@@ -1,14 +1,19 @@
-"""The record beside a step's arrays: what was saved, in which shapes, with which digests, sealed by its own sha256."""
+"""What stands beside a step's arrays: the record, with shapes and digests, and the seal, with the sha256 of files."""
 
 import hashlib
 import importlib.metadata
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from lm.core import files
 from lm.core.errors import UsageError
+
+SEAL = "files.sha256"
+_SEALED_BYTES = 16 << 20  # Larger files hold arrays, which have digests of their own.
 
 
 class Damaged(Exception):
@@ -39,6 +44,27 @@ def read_record(folder: Any, step: int) -> dict[str, Any]:
     if record["step"] != step:
         raise Damaged(f"its meta is that of step {record['step']}")
     return record
+
+
+def seal(step_folder: Any) -> None:
+    """Writes down the sha256 of each file of a finished step (a local folder), so that a bit flipped anywhere shows."""
+    files.write_json(step_folder / SEAL, _file_digests(step_folder))
+
+
+def check_seal(step_folder: Any) -> None:
+    """Raises Damaged at the first file that is not as it was sealed; a kill may have left a step unsealed."""
+    if not (step_folder / SEAL).exists():
+        return
+    try:
+        sealed = files.read_json(step_folder / SEAL)
+        found = _file_digests(step_folder)
+        wrong = [name for name in sealed.keys() | found.keys() if sealed.get(name) != found.get(name)]
+    except PermissionError:
+        raise
+    except (OSError, ValueError, AttributeError) as error:
+        raise Damaged(f"its {SEAL} cannot be read ({type(error).__name__}: {error})") from None
+    if wrong:
+        raise Damaged(f"{min(wrong)} is not as it was saved")
 
 
 def check_layout(where: str, record: dict[str, Any], wanted: dict[str, Any], prefix: str) -> None:
@@ -76,6 +102,12 @@ def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 def versions() -> dict[str, str]:
     """Of what decides the bits of a run; values survive a change of them, bitwise continuation may not."""
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "orbax-checkpoint")}
+
+
+def _file_digests(step_folder: Any) -> dict[str, str]:
+    root = pathlib.Path(step_folder)
+    found = (f for f in root.rglob("*") if f.is_file() and f.name != SEAL and f.stat().st_size <= _SEALED_BYTES)
+    return {f.relative_to(root).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in found}
 
 
 def _sha256(record: dict[str, Any]) -> str:
