@@ -36,14 +36,18 @@ class Group:
             self._start(command, {**os.environ, **layout}, rank)
 
     def _start(self, command: Sequence[str], environ: dict[str, str], rank: int) -> None:
-        # Rank 0 keeps the terminal, for its progress bar; the lines of the others say whose they are.
+        # Rank 0 keeps a terminal, for its progress bar; else all go line by line, and the others' lines say whose.
         out, err = (subprocess.PIPE, subprocess.STDOUT) if rank else (None, None)
+        if out is None and not sys.stdout.isatty():
+            out = subprocess.PIPE
         process = subprocess.Popen(
             command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0
         )
         self.processes.append(process)
         if process.stdout is not None:
-            pump = threading.Thread(target=_prefix_lines, args=(process.stdout, rank), daemon=True)
+            pump = threading.Thread(
+                target=_relay_lines, args=(process.stdout, f"[{rank}] " if rank else ""), daemon=True
+            )
             pump.start()
             self._pumps.append(pump)
 
@@ -88,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for group in groups[-1:]:
             group.send(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, forward)
     stuck, reached = 0, _newest_step(options.command)
     for attempt in range(options.restarts + 1):
@@ -155,9 +159,9 @@ def _newest_step(command: Sequence[str]) -> int:
     return max((int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()), default=-1)
 
 
-def _prefix_lines(stream: BinaryIO, rank: int) -> None:
+def _relay_lines(stream: BinaryIO, prefix: str) -> None:
     for line in stream:
-        sys.stdout.buffer.write(f"[{rank}] ".encode() + line)
+        sys.stdout.buffer.write(prefix.encode() + line)
         sys.stdout.buffer.flush()
 
 
