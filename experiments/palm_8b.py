@@ -1,10 +1,9 @@
 """PaLM 8B (Chowdhery et al. 2022, arXiv 2204.02311, sections 2 and 5).
 
 Parallel attention and SwiGLU on one norm, 16 query heads of 256 over one head of keys and values, rotary positions,
-no biases, tied output with logits over the square root of the width, Adafactor, z-loss of 1e-4, 2,048 tokens.
-Departures: the warm-up rises linearly where the paper holds 1e-2 for 10,000 steps, the batch is 512 sequences
-throughout, weight decay, there the square of the learning rate, is off, and Adafactor factors its second moments and
-has no momentum (the paper's is unfactored with b1 = 0.9: Adam with steps relative to each parameter's size).
+no biases, tied output with logits over the square root of the width, unfactored Adafactor with b1 = 0.9, a rate of
+1e-2 for 10,000 steps and one over the root of the step from there, z-loss of 1e-4, 2,048 tokens.
+Departures: the batch is 512 sequences throughout, and weight decay, there the square of the learning rate, is off.
 Command: lm train --experiment=palm_8b --corpus=DIR --workdir=DIR   (8.6B parameters with its 256,000-token vocabulary)
 Hardware: the paper used TPU v4 pods; 64 chips with 95 GB hold it.
 """
@@ -42,8 +41,8 @@ def run() -> Run:
             remat="attention",
         ),
         objective=Causal(z_loss=1e-4),
-        optimizer=Adafactor(decay_rate=0.8, clip_norm=1.0),
-        schedule=InverseSqrt(peak=1e-2, warmup_steps=10_000),
+        optimizer=Adafactor(decay_rate=0.8, factored=False, momentum=0.9, clip_norm=1.0),
+        schedule=InverseSqrt(peak=1e-2, warmup_steps=10_000, hold=True),
         mesh=Mesh(fsdp=64),
         train=Train(steps=250_000, batch_size=512, seq_len=2048, eval_every=1000, save_every=1000, keep_every=25_000),
         evals=Evals(batch_size=256, max_tokens=10_000_000),

@@ -94,10 +94,13 @@ class Lion:
 class Adafactor:
     """Second moments kept as one row and one column a matrix (Shazeer and Stern 2018, arXiv 1804.04235).
 
-    Each matrix of a stack is factored, clipped and scaled on its own; one with a side below 128 is kept whole.
+    Each matrix of a stack is factored, clipped and scaled on its own; one with a side below 128 is kept whole, as
+    all are with `factored=False` (PaLM, 2204.02311, section 5). `momentum` averages the updates.
     """
 
     decay_rate: float = 0.8
+    factored: bool = True
+    momentum: float | None = None
     update_clip: float = 1.0
     scale_parameter: bool = True  # Steps relative to each parameter's own root mean square.
     weight_decay: float = 0.0
@@ -105,15 +108,16 @@ class Adafactor:
     groups: tuple[Group, ...] = ()
 
     def __post_init__(self):
-        _check(self, decay_rate=self.decay_rate)
+        _check(self, decay_rate=self.decay_rate, momentum=self.momentum or 0.0)
         check_positive(**{"optimizer.update_clip": self.update_clip})
 
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
         core = optax.chain(
-            optax.scale_by_factored_rms(decay_rate=self.decay_rate),
+            optax.scale_by_factored_rms(factored=self.factored, decay_rate=self.decay_rate),
             optax.clip_by_block_rms(self.update_clip),
             optax.scale_by_param_block_rms() if self.scale_parameter else optax.identity(),
+            optax.identity() if self.momentum is None else optax.ema(self.momentum, debias=False),
         )
         return _assemble(self, spec, _per_matrix(spec, core))
 

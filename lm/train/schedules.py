@@ -58,10 +58,14 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class InverseSqrt:
-    """peak * sqrt(warmup_steps / step) after the warm-up (Vaswani et al. 2017, arXiv 1706.03762, section 5.3)."""
+    """peak * sqrt(warmup_steps / step) after the warm-up (Vaswani et al. 2017, arXiv 1706.03762, section 5.3).
+
+    With `hold` the rate stands at `peak` until then instead of rising (T5, 1910.10683, section 3.1.2; PaLM).
+    """
 
     peak: float = 1e-3
     warmup_steps: int = 4000
+    hold: bool = False
 
     def __post_init__(self):
         _check(self)
@@ -70,6 +74,8 @@ class InverseSqrt:
     def build(self, steps: int) -> optax.Schedule:
         """step -> learning rate, for a run of `steps`; a cut warm-up shortens the timescale with it."""
         warmup = _warmup_steps(self, steps)
+        if self.hold:
+            return lambda step: self.peak * (jnp.maximum(step, warmup) / warmup) ** -0.5
         return _warmed_up(self, steps, lambda step: self.peak * (1 + jnp.maximum(step, 0) / warmup) ** -0.5)
 
 

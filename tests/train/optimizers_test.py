@@ -64,12 +64,13 @@ def test_each_matrix_of_a_stack_moves_as_it_would_alone(config):
             np.testing.assert_allclose(alone["block"][name], whole["block"][name][layer], atol=1e-5)
 
 
-def test_adafactor_on_one_matrix_is_optax_adafactor():
+@pytest.mark.parametrize("form", [{}, {"factored": False, "momentum": 0.9}], ids=["factored", "palm"])
+def test_adafactor_on_one_matrix_is_optax_adafactor(form):
     spec = {"w": Param((130, 140), ("embed", "mlp"), Normal(0.5), ("embed",))}
     weights = params.initialize(spec, jax.random.key(0))
     grads = [jax.tree.map(lambda x, i=i: jax.random.normal(jax.random.key(i), x.shape), weights) for i in range(1, 4)]
-    ours = descend(optimizers.Adafactor(clip_norm=None).build(spec), weights, grads, rate=1e-2)
-    theirs, state = weights, (reference := optax.adafactor(1e-2)).init(weights)
+    ours = descend(optimizers.Adafactor(clip_norm=None, **form).build(spec), weights, grads, rate=1e-2)
+    theirs, state = weights, (reference := optax.adafactor(1e-2, **form)).init(weights)
     for g in grads:
         updates, state = reference.update(g, state, theirs)
         theirs = optax.apply_updates(theirs, updates)

@@ -31,6 +31,11 @@ def test_inverse_sqrt_falls_as_the_paper_has_it():
     np.testing.assert_allclose(got[100:] * np.sqrt(np.arange(100, 1600) / 100), 1.0, rtol=1e-5)
 
 
+def test_inverse_sqrt_held_is_one_over_the_larger_root():
+    got = rates(InverseSqrt(1e-2, 100, hold=True), 1600)
+    np.testing.assert_allclose(got, 1e-2 * np.sqrt(100 / np.maximum(np.arange(1600), 100)), rtol=1e-5)
+
+
 def test_wsd_is_flat_and_then_falls_to_the_end():
     got = rates(WSD(1.0, 0.0, warmup_steps=10, decay_fraction=0.2), 100)
     assert np.all(np.diff(got[:11]) > 0) and np.all(got[10:81] == 1.0)
