@@ -33,6 +33,8 @@ class Train:
     def __post_init__(self):
         names = ("steps", "batch_size", "seq_len", "accumulate", "max_skipped", "log_every", "eval_every", "save_every")
         check_positive(**{f"train.{name}": getattr(self, name) for name in names})
+        if self.keep_every is not None:
+            check_positive(**{"train.keep_every": self.keep_every})
         if self.keep_last < 2:
             raise UsageError(f"train.keep_last={self.keep_last} must be at least 2: a damaged step needs one before it")
         if self.batch_size % self.accumulate:
@@ -74,6 +76,12 @@ class Run:
     train: Train = Train()
     evals: Evals = Evals()
 
+    def __post_init__(self):
+        limit = self.model.context_limit
+        for name, length in (("train.seq_len", self.train.seq_len), ("evals.seq_len", self.evals.seq_len)):
+            if limit is not None and length is not None and length > limit:
+                raise UsageError(f"{name}={length} exceeds the model's positions: raise model.max_len={limit}")
+
 
 def resolve(run: Run, tokenizer_vocab_size: int) -> Run:
     """`run` with the vocabulary sizes of its model and objective filled in.
@@ -91,10 +99,6 @@ def resolve(run: Run, tokenizer_vocab_size: int) -> Run:
             f"model.vocab_size={rows} is below the {valid} ids of the corpus's tokenizer and objective: "
             "leave it unset, or use the corpus that the model was made for"
         )
-    limit = run.model.context_limit
-    for name, length in (("train.seq_len", run.train.seq_len), ("evals.seq_len", run.evals.seq_len)):
-        if limit is not None and length is not None and length > limit:
-            raise UsageError(f"{name}={length} exceeds the model's positions: raise model.max_len={limit}")
     objective = run.objective
     if objective.extra_ids and objective.vocab_size is None:
         objective = dataclasses.replace(objective, vocab_size=tokenizer_vocab_size)

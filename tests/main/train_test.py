@@ -217,6 +217,8 @@ def test_a_profile_is_written(tmp_path):
         (["--experiment=quickstart", "--corpus=/nowhere/at/all"], "nowhere"),
         (["--experiment=quickstart", "--set=mesh.tensor=3"], "tensor=3"),
         (["--experiment=quickstart", "--set=train.batch_size=3"], "batch_size=3"),
+        (["--experiment=gpt2_124m", "--set=train.seq_len=100000"], "model.max_len"),
+        (["--experiment=quickstart", "--set=train.keep_every=0"], "keep_every"),
         (["--experiment=quickstart", "--profile=5"], "FIRST:LAST"),
         ([], "--experiment is missing"),
     ],
