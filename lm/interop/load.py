@@ -9,17 +9,20 @@ from lm.core import config
 from lm.core import params as specs
 from lm.core.errors import UsageError
 from lm.data import tokenizers
+from lm.interop import hf
 from lm.parallel import rules
 from lm.train import checkpoint, folder
 from lm.train.checkpoint import Checkpoints
 
 
 def load(name: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, dict[str, Any]]:
-    """(model, params) of a run folder's newest verified step, or of one step's folder.
+    """(model, params) of a run folder's newest verified step, of one step's folder, or of a Hugging Face folder.
 
     Parameters are float32, laid out for `mesh` or else on the default device: the average of the weights where
-    the run keeps one. Raises UsageError where `name` is neither, or where no step verifies.
+    the run keeps one. Raises UsageError where `name` is none of them, or where no step verifies.
     """
+    if hf.is_folder(name):
+        return hf.load(name, mesh)
     run_folder, step = checkpoint.locate(name)
     run = load_run(name)
     spec = run.model.spec()

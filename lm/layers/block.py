@@ -15,7 +15,7 @@ from lm.layers.dropout import dropout, fold
 from lm.layers.linear import linear
 from lm.layers.mlp import mlp, mlp_spec
 from lm.layers.norm import NORMS, norm, norm_spec
-from lm.layers.positions import rotate
+from lm.layers.positions import Scaling, rotate
 from lm.parallel.rules import constrain
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -40,6 +40,7 @@ class Layer:
 
     window: int | None = None
     rope_base: float | None = None
+    rope_scaling: Scaling | None = None
     attention_scale: float | None = None
     attention_norm: bool = True
 
@@ -47,16 +48,19 @@ class Layer:
         check_given(self, "window", "rope_base", "attention_scale")
 
 
+Rotation = tuple[float, Scaling | None]  # The base, and what is done to the frequencies.
+
+
 class Context(NamedTuple):
     """What every layer of a stack reads and none changes.
 
-    `tables` are the rotations (cos, sin) by base; `starts_B` the rows' lengths in the cache; `documents` and
-    `memory_documents` pairs (of queries [B, L], of keys [B, S]) inside whose equal numbers attention stays; `places`
-    (of queries [B, L], of keys [B, S]) are compared instead of indices: a query sees the keys whose place is not
-    above its own (a permutation's order, or a prefix). `bias` [B or 1, H or 1, L, S] is added to the scores.
+    `tables` are the rotations (cos, sin) by `Block.rotation`; `starts_B` the rows' lengths in the cache; `documents`
+    and `memory_documents` pairs (of queries [B, L], of keys [B, S]) inside whose equal numbers attention stays;
+    `places` (of queries [B, L], of keys [B, S]) are compared instead of indices: a query sees the keys whose place is
+    not above its own (a permutation's order, or a prefix). `bias` [B or 1, H or 1, L, S] is added to the scores.
     """
 
-    tables: dict[float, tuple[jax.Array, jax.Array]] = {}
+    tables: dict[Rotation, tuple[jax.Array, jax.Array]] = {}
     starts_B: jax.Array | None = None
     documents: tuple[jax.Array, jax.Array] | None = None
     places: tuple[jax.Array, jax.Array] | None = None
@@ -86,6 +90,7 @@ class Block:
     causal: bool = True
     memory: bool = False
     rope_base: float | None = None  # None: nothing is rotated.
+    rope_scaling: Scaling | None = None
     rope_style: str = "half"
     norm: str = "layernorm"
     norm_bias: bool = True
@@ -172,6 +177,11 @@ class Block:
         k_BSKC, v_BSKC = (linear(p[name], memory_BSD) for name in ("k", "v"))
         return {n: constrain(x, "batch", "length", "act_kv_heads", None) for n, x in (("k", k_BSKC), ("v", v_BSKC))}
 
+    def rotation(self, layer: Layer) -> Rotation:
+        """How queries and keys of the layer are turned: one with a base of its own has a scaling of its own too."""
+        assert self.rope_base is not None
+        return (self.rope_base, self.rope_scaling) if layer.rope_base is None else (layer.rope_base, layer.rope_scaling)
+
     def kernel_init(self, fan_in: int) -> Normal:
         """How a kernel with that many inputs is drawn."""
         return Normal(fan_in**-0.5 if self.init == "fan_in" else self.init_std)
@@ -217,7 +227,7 @@ class Block:
         if self.qk_norm != "none":
             q_BLHC, k_BLKC = self.normalize(p["q_norm"], q_BLHC), self.normalize(p["k_norm"], k_BLKC)
         if self.rope_base is not None:
-            table = context.tables[layer.rope_base or self.rope_base]
+            table = context.tables[self.rotation(layer)]
             q_BLHC, k_BLKC = rotate(q_BLHC, table, self.rope_style), rotate(k_BLKC, table, self.rope_style)
         q_BLHC = constrain(q_BLHC, "batch", "length", "act_heads", None)
         k_BLKC, v_BLKC = (constrain(x, "batch", "length", "act_kv_heads", None) for x in (k_BLKC, v_BLKC))

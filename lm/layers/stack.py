@@ -54,6 +54,16 @@ class Stack:
         """Every layer in the order in which they run."""
         return tuple(layer for group in self.groups for layer in group.pattern * group.repeats)
 
+    @property
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """Where each layer's parameters are, in the order in which they run: (path, index along the leading axis)."""
+        return tuple(
+            (f"group{i}/layer{j}", 0 if group.shared else repeat)
+            for i, group in enumerate(self.groups)
+            for repeat in range(group.repeats)
+            for j in range(len(group.pattern))
+        )
+
     def spec(self) -> dict[str, Any]:
         """{"group0": {"layer0": ...}}: each leaf stacked along a leading "layers" axis, of 1 where shared."""
         return {

@@ -14,7 +14,7 @@ from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed, embed_spec, mask_padding, soft_cap, unembed
 from lm.layers.norm import norm_spec
-from lm.layers.positions import rotary_table, sinusoids
+from lm.layers.positions import Scaling, rotary_table, sinusoids
 from lm.layers.stack import Stack, groups
 from lm.models.output import Output
 from lm.parallel.rules import constrain
@@ -45,6 +45,7 @@ class Decoder:
     positions: str = "learned"
     max_len: int | None = None
     rope_base: float = 10000.0
+    rope_scaling: Scaling | None = None
     rope_fraction: float = 1.0
     rope_style: str = "half"
     norm: str = "layernorm"
@@ -83,17 +84,16 @@ class Decoder:
             raise UsageError(
                 f"max_len={self.max_len} with positions={self.positions!r}: learned positions alone need it"
             )
-        block = self._stack.block
+        block = self.stack.block
         if self.positions == "rotary" and (self._rotated % 2 or not 0 < self._rotated <= block.head_dim):
             raise UsageError(
                 f"rope_fraction={self.rope_fraction} turns {self._rotated} of {block.head_dim} features: "
                 "an even number of them is needed"
             )
-        rotation = (self.rope_base, self.rope_fraction, self.rope_style, *(n.rope_base for n in self._stack.layers))
-        if self.positions != "rotary" and {*rotation} != {10000.0, 1.0, "half", None}:
+        if self.positions != "rotary" and self._rotation_settings() != {10000.0, 1.0, "half", None}:
             raise UsageError(
-                f"rope_base, rope_fraction and rope_style have no effect with positions={self.positions!r}: "
-                "set positions='rotary' or leave them out"
+                "rope_base, rope_scaling, rope_fraction and rope_style have no effect with "
+                f"positions={self.positions!r}: set positions='rotary' or leave them out"
             )
         if self.positions == "sinusoidal" and self.width % 2:
             raise UsageError(f"width={self.width} with positions='sinusoidal' must be even")
@@ -107,6 +107,18 @@ class Decoder:
         """The longest sequence that has positions; None where any length has."""
         return self.max_len
 
+    @functools.cached_property
+    def stack(self) -> Stack:
+        """The layers, with every size filled in."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(Block) if hasattr(self, f.name)}
+        sizes = {
+            "kv_heads": self.kv_heads or self.heads,
+            "head_dim": self.head_dim or self.width // self.heads,
+            "mlp_width": self.mlp_width or 4 * self.width,
+            "rope_base": self.rope_base if self.positions == "rotary" else None,
+        }
+        return Stack(Block(**own | sizes), groups(self.layers, self.pattern, self.prefix), self.remat, self.scan)
+
     def spec(self) -> dict[str, Any]:
         """A tree of Param; each group's layers are stacked along a leading "layers" axis."""
         if self.vocab_size is None:
@@ -115,11 +127,11 @@ class Decoder:
         spec: dict[str, Any] = {"embed": embed_spec(self.vocab_size, self.width, embeddings)}
         if self.max_len is not None:
             spec["positions"] = embed_spec(self.max_len, self.width, embeddings, axis="positions")
-        spec |= self._stack.spec()
+        spec |= self.stack.spec()
         if self.norm_place != "post":
             spec["final_norm"] = norm_spec({"norm": self.width}, self.norm_bias)
         if not self.tied:
-            head = embed_spec(self.vocab_size, self.width, self._stack.block.kernel_init(self.width))["table"]
+            head = embed_spec(self.vocab_size, self.width, self.stack.block.kernel_init(self.width))["table"]
             spec["head"] = {"table": dataclasses.replace(head, inputs=("embed",), role="head")}
         return spec
 
@@ -144,10 +156,10 @@ class Decoder:
                 raise unknown("capture", name, CAPTURES)
         positions, context = self._context(batch, cache)
         x = self._embed(params, batch["tokens_BL"], positions, fold(key, 0))
-        x, groups_cache, states = self._stack.apply(params, x, context, key=key, cache=cache, capture=bool(capture))
+        x, groups_cache, states = self.stack.apply(params, x, context, key=key, cache=cache, capture=bool(capture))
         cache = None if cache is None else groups_cache | {"length": cache["length"] + x.shape[1]}
         if self.norm_place != "post":
-            x = self._stack.block.normalize(params["final_norm"], x)
+            x = self.stack.block.normalize(params["final_norm"], x)
         captured = {} if states is None else {"hidden_states": states}
         return Output(constrain(x, "batch", "length", "act_embed"), cache, captured=captured)
 
@@ -157,13 +169,13 @@ class Decoder:
         Raises UsageError where `length` has no positions.
         """
         self._check_length(length)
-        return {"length": caches.length_spec(batch_size)} | self._stack.cache_spec(batch_size, length)
+        return {"length": caches.length_spec(batch_size)} | self.stack.cache_spec(batch_size, length)
 
     def attention_flops(self, length: int) -> float:
         """Forward floating-point operations a token in the two products of attention, masked pairs not counted."""
-        shown = [min(layer.window or length, length) for layer in self._stack.layers]
+        shown = [min(layer.window or length, length) for layer in self.stack.layers]
         keys = sum(w - w * w / (2 * length) for w in shown)
-        return 4 * self.heads * self._stack.block.head_dim * keys
+        return 4 * self.heads * self.stack.block.head_dim * keys
 
     def head(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that make logits: the embedding's where tied."""
@@ -187,8 +199,8 @@ class Decoder:
             positions = jnp.arange(length)[None, :] + (0 if starts_B is None else starts_B[:, None])
         tables = {}
         if self.positions == "rotary":
-            bases = {layer.rope_base or self.rope_base for layer in self._stack.layers}
-            tables = {base: rotary_table(positions, self._rotated, base) for base in bases}
+            rotations = {self.stack.block.rotation(layer) for layer in self.stack.layers}
+            tables = {r: rotary_table(positions, self._rotated, *r) for r in rotations}
         pair = None if documents is None else (documents, documents)
         return positions, Context(tables, starts_B=starts_B, documents=pair)
 
@@ -202,6 +214,10 @@ class Decoder:
             x = x + sinusoids(positions, self.width).astype(self.dtype)
         return constrain(dropout(x, self.embed_dropout, key), "batch", "length", "act_embed")
 
+    def _rotation_settings(self) -> set[Any]:
+        own = {self.rope_base, self.rope_fraction, self.rope_style, self.rope_scaling}
+        return own | {setting for layer in self.stack.layers for setting in (layer.rope_base, layer.rope_scaling)}
+
     def _check_length(self, length: int) -> None:
         if self.context_limit is not None and length > self.context_limit:
             raise UsageError(
@@ -210,15 +226,4 @@ class Decoder:
 
     @property
     def _rotated(self) -> int:
-        return int(self._stack.block.head_dim * self.rope_fraction)
-
-    @functools.cached_property
-    def _stack(self) -> Stack:
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(Block) if hasattr(self, f.name)}
-        sizes = {
-            "kv_heads": self.kv_heads or self.heads,
-            "head_dim": self.head_dim or self.width // self.heads,
-            "mlp_width": self.mlp_width or 4 * self.width,
-            "rope_base": self.rope_base if self.positions == "rotary" else None,
-        }
-        return Stack(Block(**own | sizes), groups(self.layers, self.pattern, self.prefix), self.remat, self.scan)
+        return int(self.stack.block.head_dim * self.rope_fraction)

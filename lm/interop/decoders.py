@@ -1,0 +1,153 @@
+"""What the families of decoders share: sizes, rotations, the order of layers, and which settings are numbers."""
+
+import dataclasses
+from typing import Any
+
+from lm.core.errors import UsageError
+from lm.interop.fields import Fields
+from lm.interop.hf import Tensor
+from lm.layers.block import Layer
+from lm.layers.positions import LinearScaling, Llama3Scaling, Scaling, YarnScaling
+from lm.models.decoder import Decoder
+
+ACTIVATIONS = {  # By Hugging Face's names, ours.
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu2": "squared_relu",
+}
+ACTIVATION_NAMES = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu", "squared_relu": "relu2"}
+
+
+def numbers(model: Decoder) -> Decoder:
+    """The model with all that decides its logits written out, and nothing else: equal ones compute the same."""
+    block = model.stack.block
+    training = ("embed_dropout", "residual_dropout", "attention_dropout", "mlp_dropout", "init", "init_std")
+    free: dict[str, Any] = {
+        f.name: f.default for f in dataclasses.fields(Decoder) if f.name in (*training, "dtype", "remat", "scan")
+    }
+    return dataclasses.replace(
+        model,
+        kv_heads=block.kv_heads,
+        head_dim=block.head_dim,
+        mlp_width=block.mlp_width,
+        prefix=(),
+        pattern=model.stack.layers,
+        **free,
+    )
+
+
+def repeated(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The shortest pattern that, repeated and cut short at the end, gives the layers."""
+    for length in range(1, len(layers) + 1):
+        if all(layer == layers[i % length] for i, layer in enumerate(layers)):
+            return layers[:length]
+    raise UsageError("a stack needs at least one layer")
+
+
+def read_rotation(fields: Fields, head_dim: int) -> dict[str, Any]:
+    """Our rope_base, rope_scaling and rope_fraction, from either spelling of them."""
+    rope = dict(fields.first("rope_parameters", "rope_scaling", default={}))
+    fields.get("rope_scaling")
+    base = rope.pop("rope_theta", None) or fields.first("rope_theta", "rotary_emb_base", default=10000.0)
+    fraction = rope.pop("partial_rotary_factor", None)
+    old_fraction = fields.first("partial_rotary_factor", "rotary_pct", default=1.0)
+    for name in ("rope_theta", "rotary_emb_base"):
+        fields.get(name)
+    scaling = _scaling(rope, fields.get("max_position_embeddings"))
+    return {
+        "rope_base": float(base),
+        "rope_scaling": scaling,
+        "rope_fraction": float(old_fraction if fraction is None else fraction),
+    }
+
+
+def _scaling(rope: dict[str, Any], longest: Any) -> Scaling | None:
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope.pop("type", None)
+    original = rope.pop("original_max_position_embeddings", None) or longest
+    if kind == "default":
+        return None
+    try:
+        factor = float(rope.pop("factor"))
+        if kind == "linear":
+            scaling: Scaling = LinearScaling(factor)
+        elif kind == "llama3":
+            scaling = Llama3Scaling(factor, rope.pop("low_freq_factor"), rope.pop("high_freq_factor"), original)
+        elif kind == "yarn":
+            ends = float(rope.pop("beta_fast", None) or 32), float(rope.pop("beta_slow", None) or 1)
+            scaling = YarnScaling(
+                factor, original, *ends, rope.pop("attention_factor", None), rope.pop("truncate", True)
+            )
+        else:
+            raise UsageError(f"rope_type={kind!r} is not supported: default, linear, llama3 and yarn are")
+    except KeyError as error:
+        raise UsageError(f"rope_type={kind!r} needs {error}") from None
+    left = [name for name, value in rope.items() if value is not None]
+    if left:
+        raise UsageError(f"rope_type={kind!r} has a setting {left[0]!r} that is not supported")
+    return scaling
+
+
+def write_rotation(model: Decoder) -> dict[str, Any]:
+    """rope_parameters for transformers 5.x, rope_theta and rope_scaling for 4.x."""
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    match model.rope_scaling:
+        case LinearScaling(factor):
+            scaling = {"rope_type": "linear", "factor": factor}
+        case Llama3Scaling(factor, low, high, original):
+            scaling = {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original,
+            }
+        case YarnScaling(factor, original, fast, slow, attention_factor, truncate):
+            scaling = {
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original,
+                "beta_fast": fast,
+                "beta_slow": slow,
+                "attention_factor": attention_factor,
+                "truncate": truncate,
+            }
+    fraction = {} if model.rope_fraction == 1.0 else {"partial_rotary_factor": model.rope_fraction}
+    return {
+        "rope_parameters": {"rope_theta": model.rope_base} | scaling | fraction,
+        "rope_theta": model.rope_base,
+        "rope_scaling": None if model.rope_scaling is None else scaling,
+    }
+
+
+def layer_tensors(
+    model: Decoder, prefix: str, parts: list[tuple[str, tuple[str, ...], dict[str, Any]]]
+) -> list[Tensor]:
+    """The tensors of every layer, where `parts` gives (name, our sub-trees, how they lie) and each may have a bias.
+
+    `prefix` has a place for the layer's number. A part whose leaves the model does not have is left out.
+    """
+    from lm.core import tree
+
+    known, found = tree.flatten(model.spec()), []
+    for number, (path, index) in enumerate(model.stack.places):
+        for name, own, form in parts:
+            for kind, ours in (("weight", ("kernel", "scale")), ("bias", ("bias",))):
+                leaves = [f"{path}/{part}/{leaf}" for part in own for leaf in ours]
+                leaves = [leaf for leaf in leaves if leaf in known]
+                if leaves:
+                    full = f"{prefix.format(number)}{name}.{kind}"
+                    found.append(Tensor(full, tuple((leaf, index) for leaf in leaves), **form))
+    return found
+
+
+def outer_tensors(model: Decoder, names: dict[str, str]) -> list[Tensor]:
+    """The tensors outside the layers that the model has, by {our path: name}."""
+    from lm.core import tree
+
+    known = tree.flatten(model.spec())
+    return [Tensor(name, ((path, None),)) for path, name in names.items() if path in known]

@@ -1,0 +1,252 @@
+"""Hugging Face's folders: config.json and tensors, both ways, by the families that declare them."""
+
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm.core import files, tree
+from lm.core.errors import UsageError
+from lm.core.params import Param
+from lm.interop import safetensors
+from lm.interop.fields import Fields
+
+FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon")  # Files of this folder; the first that can express a model does.
+CONFIG = "config.json"
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_COMPUTED = r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"  # Buffers that old files hold.
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file, and our leaves in it, (path, index of the layer or None), one after another.
+
+    Matrices lie in a file as [outputs, inputs], or as [inputs, outputs] with `conv1d`; vectors have one dimension;
+    tables are as ours. Several leaves share `groups` of outputs: in each, first the share of the first leaf.
+    """
+
+    name: str
+    leaves: tuple[tuple[str, int | None], ...]
+    conv1d: bool = False
+    groups: int = 1
+
+
+def is_folder(name: str | os.PathLike) -> bool:
+    """Whether this is a folder in Hugging Face's form: a config.json that names a model type, and no run."""
+    path = pathlib.Path(name)
+    if not (path / CONFIG).is_file() or (path / "checkpoints").exists():
+        return False
+    try:
+        return "model_type" in files.read_json(path / CONFIG)
+    except (ValueError, OSError, TypeError):
+        return False
+
+
+def load(folder: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, dict[str, Any]]:
+    """(model, params), float32, of a folder with config.json and safetensors; one tensor is widened at a time.
+
+    Raises UsageError for a class or setting that is not supported, and for tensors that are missing, unknown, cut,
+    or of another shape than the config says.
+    """
+    model, architecture, family = _read_config(folder)
+    reader = safetensors.Reader(folder)
+    names = _file_names(reader, family)
+    model = _settle_tie(model, architecture, family, reader, names)
+    spec = tree.flatten(model.spec())
+    entries = family.tensors(model, architecture)
+    _check_tensors(folder, entries, spec, {name: reader.shapes[old] for name, old in names.items()})
+    arrays = {path: np.empty(p.shape, p.dtype) for path, p in spec.items()}
+    for entry in entries:
+        tensor = np.asarray(reader.read(names[entry.name]), np.float32)
+        for (path, index), part in zip(entry.leaves, _split(entry, tensor, spec), strict=True):
+            arrays[path][... if index is None else index] = part
+    return model, _on_devices(arrays, model, mesh)
+
+
+def save(
+    folder: str | os.PathLike,
+    model: Any,
+    params: dict[str, Any],
+    architecture: str | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> str:
+    """The class name of the folder that was made: config.json, for transformers 4.x and 5.x, and float32 safetensors.
+
+    `architecture` asks for a class; else it is the first of the families' that expresses the model exactly. Rows of
+    the vocabulary that stand for no token are left out. Raises UsageError where no class expresses the model.
+    """
+    model, params = _without_padding(model, params)
+    architecture, family, config = _express(model, architecture)
+    spec = tree.flatten(model.spec())
+    shapes = {entry.name: _file_shape(entry, spec) for entry in family.tensors(model, architecture)}
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    safetensors.write(path, named(model, params, architecture), shapes, shard_bytes)
+    files.write_json(path / CONFIG, config)
+    return architecture
+
+
+def named(model: Any, params: dict[str, Any], architecture: str) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of every tensor of the class's file, made one at a time, from parameters or from gradients."""
+    spec, flat = tree.flatten(model.spec()), tree.flatten(params)
+    for entry in architectures()[architecture].tensors(model, architecture):
+        yield entry.name, _join(entry, flat, spec)
+
+
+def architectures() -> dict[str, Any]:
+    """{class name: the family that reads and writes it}."""
+    families = [importlib.import_module(f"lm.interop.{name}") for name in FAMILIES]
+    return {architecture: family for family in families for architecture in family.ARCHITECTURES}
+
+
+def _read_config(folder: str | os.PathLike) -> tuple[Any, str, Any]:
+    path = pathlib.Path(folder) / CONFIG
+    try:
+        config = files.read_json(path)
+        named = config.get("architectures") or []
+    except (ValueError, OSError, AttributeError) as error:
+        raise UsageError(f"{path} cannot be read as a config ({type(error).__name__}: {error})") from None
+    known = architectures()
+    architecture = named[0] if named else next((a for a in known if _type_of(a) == config.get("model_type")), None)
+    if architecture not in known:
+        raise UsageError(f"{path} is of class {architecture}, which is not supported: {', '.join(sorted(known))} are")
+    fields = Fields(config, str(path))
+    model = known[architecture].read(fields, architecture)
+    fields.finish()
+    return model, architecture, known[architecture]
+
+
+def _type_of(architecture: str) -> str:
+    known = architectures()[architecture]
+    return known.ARCHITECTURES[architecture]
+
+
+def _file_names(reader: safetensors.Reader, family: Any) -> dict[str, str]:
+    """{name as the family has it: name in the file}, without the buffers that old files hold."""
+    old = {name: name for name in reader.shapes if not re.search(_COMPUTED, name)}
+    if family.PREFIX and not any(name.startswith(family.PREFIX) for name in old):
+        old = {name if name in family.UNPREFIXED else family.PREFIX + name: o for name, o in old.items()}
+
+    def new(name: str) -> str:
+        for before, after in _OLD_NAMES.items():
+            name = name.replace(before, after)
+        return name
+
+    return {new(name): o for name, o in old.items()}
+
+
+def _settle_tie(model: Any, architecture: str, family: Any, reader: safetensors.Reader, names: dict[str, str]) -> Any:
+    """The model as its file has it: a head that is absent is the embedding, and one that differs is its own."""
+    tied, untied = (dataclasses.replace(model, tied=tied) for tied in (True, False))
+    heads = [entry.name for entry in family.tensors(untied, architecture) if entry.leaves[0][0] == "head/table"]
+    tables = [entry.name for entry in family.tensors(tied, architecture) if entry.leaves[0][0] == "embed/table"]
+    if any(head not in names for head in heads) or any(table not in names for table in tables):
+        return tied
+    head, table = (reader.read(names[n]) for n in (*heads, *tables))
+    if model.tied and np.array_equal(head, table):
+        for name in heads:
+            del names[name]
+        return tied
+    return untied
+
+
+def _check_tensors(folder: Any, entries: list[Tensor], spec: dict[str, Param], shapes: dict[str, Any]) -> None:
+    wanted = {entry.name: _file_shape(entry, spec) for entry in entries}
+    missing, unknown = sorted(wanted.keys() - shapes.keys()), sorted(shapes.keys() - wanted.keys())
+    if missing:
+        raise UsageError(f"{folder} lacks the tensor {missing[0]}, which its config asks for ({len(missing)} missing)")
+    if unknown:
+        raise UsageError(f"{folder} has a tensor {unknown[0]} that its config does not ask for ({len(unknown)} such)")
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise UsageError(f"{folder}: tensor {name} has shape {shapes[name]}, and the config says {shape}")
+
+
+def _on_devices(arrays: dict[str, np.ndarray], model: Any, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
+    from lm.parallel import rules
+
+    places = {} if mesh is None else tree.flatten(rules.shardings(model.spec(), mesh))
+    # Each array is given up as soon as the device has it.
+    return tree.unflatten({path: jax.device_put(arrays.pop(path), places.get(path)) for path in list(arrays)})
+
+
+def _without_padding(model: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    valid = model.valid_vocab_size
+    if valid is None or valid == model.vocab_size:
+        return dataclasses.replace(model, valid_vocab_size=None), params
+    flat = tree.flatten(params)
+    for path, p in tree.flatten(model.spec()).items():
+        if "vocab" in p.axes:
+            flat[path] = np.take(np.asarray(flat[path]), range(valid), p.axes.index("vocab"))
+    return dataclasses.replace(model, vocab_size=valid, valid_vocab_size=None), tree.unflatten(flat)
+
+
+def _express(model: Any, wanted: str | None) -> tuple[str, Any, dict[str, Any]]:
+    """The class, its family and its config.json."""
+    known = architectures()
+    if wanted is not None and wanted not in known:
+        raise UsageError(f"architecture {wanted!r} is not supported: {', '.join(sorted(known))} are")
+    for architecture, family in known.items():
+        if wanted not in (None, architecture) or not isinstance(model, family.MODEL):
+            continue
+        own = family.write(model, architecture)
+        head = {"architectures": [architecture], "model_type": family.ARCHITECTURES[architecture]}
+        config = own | head | {"dtype": "float32", "torch_dtype": "float32"}
+        try:
+            again = family.read(Fields(json.loads(json.dumps(config)), "the config"), architecture)
+        except UsageError:
+            continue
+        if family.numbers(again) == family.numbers(model):
+            return architecture, family, config
+    tried = wanted or ", ".join(sorted(a for a, family in known.items() if isinstance(model, family.MODEL))) or "none"
+    raise UsageError(f"no class of Hugging Face's ({tried} looked at) computes what this model computes: {model}")
+
+
+def _file_shape(entry: Tensor, spec: dict[str, Param]) -> tuple[int, ...]:
+    parts = [_shape2(spec[path], index) for path, index in entry.leaves]
+    shape = (sum(part[0] for part in parts), *parts[0][1:])
+    return shape[::-1] if entry.conv1d else shape
+
+
+def _shape2(p: Param, index: int | None) -> tuple[int, ...]:
+    """The leaf's shape in a file: [outputs, inputs] of a matrix, [outputs] of a vector, a table's own."""
+    shape = p.shape if index is None else p.shape[1:]
+    if p.role in ("embedding", "head"):
+        return shape
+    inputs = p.fan_in if p.inputs else 1
+    outputs = int(np.prod(shape)) // inputs
+    return (outputs, inputs) if p.inputs else (outputs,)
+
+
+def _split(entry: Tensor, tensor: np.ndarray, spec: dict[str, Param]) -> Iterator[np.ndarray]:
+    tensor = tensor.T if entry.conv1d and tensor.ndim == 2 else tensor
+    grouped = tensor.reshape(entry.groups, -1, *tensor.shape[1:])
+    first = 0
+    for path, index in entry.leaves:
+        p = spec[path]
+        shape2 = _shape2(p, index)
+        rows = shape2[0] // entry.groups
+        part = grouped[:, first : first + rows].reshape(shape2)
+        first += rows
+        own = p.shape if index is None else p.shape[1:]
+        yield (part.T if p.role in ("matrix", "router") else part).reshape(own)
+
+
+def _join(entry: Tensor, flat: dict[str, Any], spec: dict[str, Param]) -> np.ndarray:
+    parts = []
+    for path, index in entry.leaves:
+        p, leaf = spec[path], flat[path] if index is None else flat[path][index]
+        shape2 = _shape2(p, index)
+        part = np.asarray(leaf, np.float32)
+        part = part.reshape(shape2[::-1]).T if p.role in ("matrix", "router") else part.reshape(shape2)
+        parts.append(part.reshape(entry.groups, -1, *shape2[1:]))
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+    tensor = joined.reshape(-1, *joined.shape[2:])
+    return tensor.T if entry.conv1d and tensor.ndim == 2 else tensor
