@@ -1,0 +1,131 @@
+"""What is wrong with a folder is said in one line, and nothing of it is loaded."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import lm
+from lm.core import params, tree
+from lm.core.errors import UsageError
+from lm.interop import hf, safetensors
+from lm.models.decoder import Decoder
+
+MODEL = Decoder(layers=2, width=16, heads=2, vocab_size=11, max_len=8, activation="gelu_tanh")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A GPT-2 folder of our own making, in shards, and its parameters."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    weights = params.initialize(MODEL.spec(), jax.random.key(0))
+    assert lm.interop.save(folder, MODEL, weights, shard_bytes=8000) == "GPT2LMHeadModel"
+    return folder, weights
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy to be damaged."""
+    return shutil.copytree(made[0], tmp_path / "copy")
+
+
+def change_config(folder, **settings):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({k: v for k, v in config.items() if v != "remove"}))
+
+
+def first_shard(folder):
+    return sorted(folder.glob("*.safetensors"))[0]
+
+
+def test_a_folder_of_our_own_is_read_without_torch(made):
+    model, weights = lm.load(made[0])
+    assert model.stack == MODEL.stack and len(list(made[0].glob("*.safetensors"))) > 1
+    jax.tree.map(np.testing.assert_array_equal, weights, made[1])
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM, which is not supported: .*LlamaForCausalLM"),
+        ({"n_layer": 3}, "lacks the tensor transformer.h.2"),
+        ({"n_layer": 1}, "has a tensor transformer.h.1"),
+        ({"n_positions": 9}, "wpe.weight has shape .8, 16., and the config says .9, 16."),
+        ({"attention_sinks": True}, "attention_sinks=True, which may change the numbers"),
+        ({"activation_function": "mish"}, "activation_function='mish'"),
+        ({"n_head": "remove"}, "has no 'n_head'"),
+        ({"n_head": 3}, "no multiple of heads"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_by_name(folder, settings, words):
+    change_config(folder, **settings)
+    with pytest.raises(UsageError, match=words) as error:
+        lm.load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cut", [0, 5, 100, -1])
+def test_a_cut_file_is_refused(folder, cut):
+    shard = first_shard(folder)
+    shard.write_bytes(shard.read_bytes()[:cut])
+    with pytest.raises(UsageError, match="cut or damaged"):
+        lm.load(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    first_shard(folder).unlink()
+    with pytest.raises(UsageError, match="lacks the shard model-00001"):
+        lm.load(folder)
+
+
+def test_a_shard_outside_the_folder_is_refused(folder):
+    (folder / safetensors.INDEX).write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(UsageError, match="not a file of its folder"):
+        lm.load(folder)
+
+
+def test_a_pickle_is_refused_with_the_way_to_convert_it(folder):
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UsageError, match="save_pretrained"):
+        lm.load(folder)
+
+
+@pytest.mark.parametrize("name, kind", [("BF16", safetensors._DTYPES["BF16"]), ("F16", np.dtype(np.float16))])
+def test_half_precision_is_widened(made, folder, name, kind):
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    header, data = {}, b""
+    for path, array in hf.named(MODEL, made[1], "GPT2LMHeadModel"):
+        raw = array.astype(kind).tobytes()
+        header[path] = {"dtype": name, "shape": array.shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    (folder / safetensors.FILE).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    found = tree.flatten(lm.load(folder)[1])
+    for path, array in tree.flatten(made[1]).items():
+        np.testing.assert_array_equal(found[path], np.asarray(array).astype(kind).astype(np.float32))
+
+
+def test_a_head_that_differs_is_the_models_own_whatever_the_config_says(made, folder):
+    untied = Decoder(**{f: getattr(MODEL, f) for f in MODEL.__dataclass_fields__} | {"tied": False})
+    weights = params.initialize(untied.spec(), jax.random.key(1))
+    shutil.rmtree(folder)
+    lm.interop.save(folder, untied, weights)
+    change_config(folder, tie_word_embeddings=True)
+    assert not lm.load(folder)[0].tied
+
+
+def test_rows_for_no_token_are_left_out(tmp_path):
+    padded = Decoder(layers=1, width=8, heads=1, vocab_size=16, valid_vocab_size=11, max_len=4)
+    lm.interop.save(tmp_path, padded, params.initialize(padded.spec(), jax.random.key(0)))
+    assert lm.load(tmp_path)[0].vocab_size == 11
+
+
+def test_ids_outside_the_vocabulary_are_refused(made):
+    with pytest.raises(UsageError, match="outside the vocabulary of 11"):
+        lm.interop.forward(*lm.load(made[0]), input_ids=np.array([[3, 11]]))
