@@ -284,6 +284,10 @@ def deserialize(content: bytes, name: str = "the tokenizer") -> Tokenizer:
     """The tokenizer whose file has this content; `name` is for the error."""
     if not content.lstrip().startswith(b"{"):
         return Pieces(content)
+    from lm.data import pretrained
+
+    if pretrained.is_pretrained(content):
+        return pretrained.Pretrained(content)
     try:
         data = json.loads(content)
         kind = data["kind"]

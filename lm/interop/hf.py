@@ -100,6 +100,11 @@ def named(model: Any, params: dict[str, Any], architecture: str) -> Iterator[tup
         yield entry.name, _join(entry, flat, spec)
 
 
+def architecture_of(folder: str | os.PathLike) -> str:
+    """The class of the folder; raises UsageError for one that is not supported."""
+    return _read_config(folder)[1]
+
+
 def architectures() -> dict[str, Any]:
     """{class name: the family that reads and writes it}."""
     families = [importlib.import_module(f"lm.interop.{name}") for name in FAMILIES]

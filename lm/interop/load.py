@@ -70,6 +70,8 @@ def read_meta(name: str | os.PathLike) -> dict[str, Any]:
 
 def load_tokenizer(name: str | os.PathLike) -> tokenizers.Tokenizer:
     """The tokenizer of a checkpoint; raises UsageError where its file is not the one that the run was trained with."""
+    if hf.is_folder(name):
+        return tokenizers.load(name)
     run_folder, _ = checkpoint.locate(name)
     file = folder.tokenizer_file(run_folder)
     tokenizer = tokenizers.load(file)

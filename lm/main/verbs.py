@@ -21,6 +21,7 @@ VERBS = {
     "corpus": "tokenise a source into a corpus folder, or verify one",
     "evaluate": "loss, perplexity and bits per byte of a checkpoint",
     "generate": "continue a prompt with a checkpoint",
+    "convert": "a Hugging Face folder to a run folder, and back",
     "diff": "the settings in which two runs differ",
 }
 
