@@ -1,11 +1,11 @@
 """Weights in and out: checkpoints of our own, and those of others.
 
-`save` and `forward` come from their files when they are asked for.
+`save`, `forward` and `linen` come from their files when they are asked for.
 """
 
 from typing import Any
 
-_HOMES = {"save": "hf", "forward": "outputs"}
+_HOMES = {"save": "hf", "forward": "outputs", "linen": "flax_module"}
 
 
 def __getattr__(name: str) -> Any:
