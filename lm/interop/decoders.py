@@ -65,6 +65,11 @@ def read_rotation(fields: Fields, head_dim: int) -> dict[str, Any]:
     }
 
 
+def read_scaling(rope: dict[str, Any], longest: Any) -> tuple[float, Scaling | None]:
+    """(base, scaling) of one set of rope_parameters, whose lengths are `longest` where it names none."""
+    return float(rope.pop("rope_theta")), _scaling(rope, longest)
+
+
 def _scaling(rope: dict[str, Any], longest: Any) -> Scaling | None:
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
@@ -94,12 +99,23 @@ def _scaling(rope: dict[str, Any], longest: Any) -> Scaling | None:
 
 def write_rotation(model: Decoder) -> dict[str, Any]:
     """rope_parameters for transformers 5.x, rope_theta and rope_scaling for 4.x."""
-    scaling: dict[str, Any] = {"rope_type": "default"}
-    match model.rope_scaling:
+    scaling = scaling_fields(model.rope_scaling)
+    fraction = {} if model.rope_fraction == 1.0 else {"partial_rotary_factor": model.rope_fraction}
+    return {
+        "rope_parameters": {"rope_theta": model.rope_base} | scaling | fraction,
+        "rope_theta": model.rope_base,
+        "rope_scaling": None if model.rope_scaling is None else scaling,
+    }
+
+
+def scaling_fields(given: Scaling | None) -> dict[str, Any]:
+    """rope_type and its settings."""
+    fields: dict[str, Any] = {"rope_type": "default"}
+    match given:
         case LinearScaling(factor):
-            scaling = {"rope_type": "linear", "factor": factor}
+            fields = {"rope_type": "linear", "factor": factor}
         case Llama3Scaling(factor, low, high, original):
-            scaling = {
+            fields = {
                 "rope_type": "llama3",
                 "factor": factor,
                 "low_freq_factor": low,
@@ -107,7 +123,7 @@ def write_rotation(model: Decoder) -> dict[str, Any]:
                 "original_max_position_embeddings": original,
             }
         case YarnScaling(factor, original, fast, slow, attention_factor, truncate):
-            scaling = {
+            fields = {
                 "rope_type": "yarn",
                 "factor": factor,
                 "original_max_position_embeddings": original,
@@ -116,12 +132,7 @@ def write_rotation(model: Decoder) -> dict[str, Any]:
                 "attention_factor": attention_factor,
                 "truncate": truncate,
             }
-    fraction = {} if model.rope_fraction == 1.0 else {"partial_rotary_factor": model.rope_fraction}
-    return {
-        "rope_parameters": {"rope_theta": model.rope_base} | scaling | fraction,
-        "rope_theta": model.rope_base,
-        "rope_scaling": None if model.rope_scaling is None else scaling,
-    }
+    return fields
 
 
 def layer_tensors(

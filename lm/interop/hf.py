@@ -18,7 +18,15 @@ from lm.core.params import Param
 from lm.interop import safetensors
 from lm.interop.fields import Fields
 
-FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon")  # Files of this folder; the first that can express a model does.
+FAMILIES = (
+    "gpt2",
+    "llama",
+    "xlnet",
+    "gpt1",
+    "neox",
+    "falcon",
+    "gemma3",
+)  # Files of this folder; the first that can express a model does.
 CONFIG = "config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _COMPUTED = r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"  # Buffers that old files hold.
@@ -30,12 +38,14 @@ class Tensor:
 
     Matrices lie in a file as [outputs, inputs], or as [inputs, outputs] with `conv1d`; vectors have one dimension;
     tables are as ours. Several leaves share `groups` of outputs: in each, first the share of the first leaf.
+    `shape` is the tensor's in the file where it has more dimensions than these.
     """
 
     name: str
     leaves: tuple[tuple[str, int | None], ...]
     conv1d: bool = False
     groups: int = 1
+    shape: tuple[int, ...] | None = None
 
 
 def is_folder(name: str | os.PathLike) -> bool:
@@ -217,7 +227,7 @@ def _express(model: Any, wanted: str | None) -> tuple[str, Any, dict[str, Any]]:
 def _file_shape(entry: Tensor, spec: dict[str, Param]) -> tuple[int, ...]:
     parts = [_shape2(spec[path], index) for path, index in entry.leaves]
     shape = (sum(part[0] for part in parts), *parts[0][1:])
-    return shape[::-1] if entry.conv1d else shape
+    return entry.shape or (shape[::-1] if entry.conv1d else shape)
 
 
 def _shape2(p: Param, index: int | None) -> tuple[int, ...]:
@@ -231,6 +241,8 @@ def _shape2(p: Param, index: int | None) -> tuple[int, ...]:
 
 
 def _split(entry: Tensor, tensor: np.ndarray, spec: dict[str, Param]) -> Iterator[np.ndarray]:
+    if entry.shape is not None:
+        tensor = tensor.reshape(_file_shape(dataclasses.replace(entry, shape=None), spec))
     tensor = tensor.T if entry.conv1d and tensor.ndim == 2 else tensor
     grouped = tensor.reshape(entry.groups, -1, *tensor.shape[1:])
     first = 0
@@ -254,4 +266,5 @@ def _join(entry: Tensor, flat: dict[str, Any], spec: dict[str, Param]) -> np.nda
         parts.append(part.reshape(entry.groups, -1, *shape2[1:]))
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
     tensor = joined.reshape(-1, *joined.shape[2:])
-    return tensor.T if entry.conv1d and tensor.ndim == 2 else tensor
+    tensor = tensor.T if entry.conv1d and tensor.ndim == 2 else tensor
+    return tensor if entry.shape is None else tensor.reshape(entry.shape)

@@ -95,6 +95,7 @@ class Block:
     norm: str = "layernorm"
     norm_bias: bool = True
     norm_eps: float = 1e-5
+    norm_offset: float = 0.0
     norm_place: str = "pre"
     block: str = "serial"
     activation: str = "gelu"
@@ -137,7 +138,7 @@ class Block:
         }
         if self.memory:
             spec["memory"] = attend
-        return spec | {name: norm_spec({"norm": self.width}, self.norm_bias) for name in self._norm_names(layer)}
+        return spec | {name: self.norm_spec({"norm": self.width}) for name in self._norm_names(layer)}
 
     def cache_spec(self, batch_size: int, length: int, memory_length: int | None = None) -> dict[str, Any]:
         """Keys and values of `length` tokens a row, and those of the memory; windows too keep them all."""
@@ -186,8 +187,12 @@ class Block:
         """How a kernel with that many inputs is drawn."""
         return Normal(fan_in**-0.5 if self.init == "fan_in" else self.init_std)
 
+    def norm_spec(self, axes: dict[str, int]) -> dict[str, Any]:
+        """The parameters of a norm over `axes`."""
+        return norm_spec(axes, self.norm_bias, self.norm_offset)
+
     def normalize(self, p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        return norm(p, x, self.norm, self.norm_eps)
+        return norm(p, x, self.norm, self.norm_eps, self.norm_offset)
 
     def _out_init(self, fan_in: int) -> Normal:
         scaled = Normal(self.init_std / math.sqrt(2 * self.layers))
@@ -199,8 +204,7 @@ class Block:
         sides = {"q_norm": {"heads": self.heads}, "k_norm": {"kv_heads": self.kv_heads}}
         whole = self.qk_norm == "projection"
         return {
-            name: norm_spec((axes if whole else {}) | {"head_dim": self.head_dim}, self.norm_bias)
-            for name, axes in sides.items()
+            name: self.norm_spec((axes if whole else {}) | {"head_dim": self.head_dim}) for name, axes in sides.items()
         }
 
     def _norm_names(self, layer: Layer) -> list[str]:

@@ -13,7 +13,6 @@ from lm.layers import cache as caches
 from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed, embed_spec, mask_padding, soft_cap, unembed
-from lm.layers.norm import norm_spec
 from lm.layers.positions import Scaling, rotary_table, sinusoids
 from lm.layers.stack import Stack, groups
 from lm.models.output import Output
@@ -51,6 +50,7 @@ class Decoder:
     norm: str = "layernorm"
     norm_bias: bool = True
     norm_eps: float = 1e-5
+    norm_offset: float = 0.0
     norm_place: str = "pre"
     block: str = "serial"
     activation: str = "gelu"
@@ -129,7 +129,7 @@ class Decoder:
             spec["positions"] = embed_spec(self.max_len, self.width, embeddings, axis="positions")
         spec |= self.stack.spec()
         if self.norm_place != "post":
-            spec["final_norm"] = norm_spec({"norm": self.width}, self.norm_bias)
+            spec["final_norm"] = self.stack.block.norm_spec({"norm": self.width})
         if not self.tied:
             head = embed_spec(self.vocab_size, self.width, self.stack.block.kernel_init(self.width))["table"]
             spec["head"] = {"table": dataclasses.replace(head, inputs=("embed",), role="head")}
@@ -146,8 +146,9 @@ class Decoder:
     ) -> Output:
         """Hidden states [B, L, D] in `dtype`, normalised and ready for `logits`.
 
-        `batch` has tokens_BL and may have positions_BL (otherwise the index in the row) and
-        documents_BL (attention stays inside equal numbers). `key` turns dropout on. With a `cache` the tokens
+        `batch` has tokens_BL and may have positions_BL (otherwise the index in the row),
+        documents_BL (attention stays inside equal numbers) and prefix_B (how many first tokens all see one another).
+        `key` turns dropout on. With a `cache` the tokens
         continue each row from its own length. capture=("hidden_states",) adds [layers + 1, B, L, D]: the
         embeddings and what each layer leaves on the residual stream.
         """
@@ -202,7 +203,13 @@ class Decoder:
             rotations = {self.stack.block.rotation(layer) for layer in self.stack.layers}
             tables = {r: rotary_table(positions, self._rotated, *r) for r in rotations}
         pair = None if documents is None else (documents, documents)
-        return positions, Context(tables, starts_B=starts_B, documents=pair)
+        places = None
+        if "prefix_B" in batch:
+            if cache is not None or any(layer.window for layer in self.stack.layers):
+                raise ValueError("prefix_B, a prefix that is seen both ways, goes with neither a cache nor windows")
+            index = jnp.broadcast_to(jnp.arange(length)[None, :], batch["tokens_BL"].shape)
+            places = (index, jnp.where(index < batch["prefix_B"][:, None], 0, index))
+        return positions, Context(tables, starts_B=starts_B, documents=pair, places=places)
 
     def _embed(
         self, params: dict[str, Any], tokens_BL: jax.Array, positions: jax.Array, key: jax.Array | None

@@ -31,6 +31,17 @@ LLAMA = {
 }
 NEOX = LLAMA | {"num_key_value_heads": None}
 FALCON = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False}
+GEMMA = LLAMA | {
+    "num_hidden_layers": 4,
+    "head_dim": 12,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+GEMMA_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
 ROWS = {
@@ -60,6 +71,13 @@ ROWS = {
     ),
     "olmo2": ("Olmo2ForCausalLM", LLAMA),
     "cohere": ("CohereForCausalLM", LLAMA | {"num_key_value_heads": 1, "logit_scale": 32**-0.5}),
+    "gemma3": ("Gemma3ForCausalLM", GEMMA),
+    "gemma3_odd": (
+        "Gemma3ForCausalLM",
+        GEMMA
+        | {"final_logit_softcapping": 3.0, "rope_parameters": GEMMA_ROPE}
+        | {"num_key_value_heads": 1, "attention_bias": True},
+    ),
     "neox": ("GPTNeoXForCausalLM", NEOX),
     "neox_serial": ("GPTNeoXForCausalLM", NEOX | {"use_parallel_residual": False, "rotary_pct": 0.5}),
     "falcon_7b": ("FalconForCausalLM", FALCON | {"multi_query": True}),

@@ -59,6 +59,7 @@ MODELS = {
         positions="rotary",
         norm="rmsnorm",
         norm_bias=False,
+        norm_offset=1.0,
         norm_place="sandwich",
         qk_norm="head",
         activation="gelu_tanh",
