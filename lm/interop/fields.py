@@ -10,9 +10,10 @@ _REQUIRED = object()
 _HARMLESS = re.compile(
     r"_.*|transformers_version|architectures|model_type|dtype|torch_dtype|use_cache|.*_token_ids?|return_dict|output_.*"
     r"|id2label|label2id|problem_type|is_encoder_decoder|is_decoder|max_position_embeddings|n_ctx|initializer_range"
-    r"|summary_.*|classifier_dropout|pretraining_tp|reorder_and_upcast_attn|use_bfloat16|torchscript|pruned_heads"
+    r"|summary_.*|classifier_dropout(_prob)?|qa_dropout|seq_classif_dropout|pretraining_tp|reorder_and_upcast_attn|use_bfloat16|torchscript|pruned_heads"
     r"|add_cross_attention|cross_attention_hidden_size|tie_encoder_decoder|name_or_path|task_specific_params|finetuning_task"
     r"|keys_to_ignore.*|predict_special_tokens|tokenizer_class|prefix|hidden_dropout_prob"
+    r"|down_scale_factor|gap_size|net_structure_type|num_memory_blocks"  # ALBERT's, read by nothing.
     # Settings of `generate`, which old configs carry.
     r"|max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p"
     r"|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids"

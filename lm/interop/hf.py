@@ -18,15 +18,8 @@ from lm.core.params import Param
 from lm.interop import safetensors
 from lm.interop.fields import Fields
 
-FAMILIES = (
-    "gpt2",
-    "llama",
-    "xlnet",
-    "gpt1",
-    "neox",
-    "falcon",
-    "gemma3",
-)  # Files of this folder; the first that can express a model does.
+# The first that can express a model does.
+FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "bert", "xlnet")
 CONFIG = "config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _COMPUTED = r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"  # Buffers that old files hold.
@@ -71,7 +64,8 @@ def load(folder: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tu
     model = _settle_tie(model, architecture, family, reader, names)
     spec = tree.flatten(model.spec())
     entries = family.tensors(model, architecture)
-    _check_tensors(folder, entries, spec, {name: reader.shapes[old] for name, old in names.items()})
+    unused = getattr(family, "UNUSED", "")
+    _check_tensors(folder, entries, spec, {name: reader.shapes[old] for name, old in names.items()}, unused)
     arrays = {path: np.empty(p.shape, p.dtype) for path, p in spec.items()}
     for entry in entries:
         tensor = np.asarray(reader.read(names[entry.name]), np.float32)
@@ -162,6 +156,8 @@ def _settle_tie(model: Any, architecture: str, family: Any, reader: safetensors.
     tied, untied = (dataclasses.replace(model, tied=tied) for tied in (True, False))
     heads = [entry.name for entry in family.tensors(untied, architecture) if entry.leaves[0][0] == "head/table"]
     tables = [entry.name for entry in family.tensors(tied, architecture) if entry.leaves[0][0] == "embed/table"]
+    if not heads:
+        return model
     if any(head not in names for head in heads) or any(table not in names for table in tables):
         return tied
     head, table = (reader.read(names[n]) for n in (*heads, *tables))
@@ -172,9 +168,12 @@ def _settle_tie(model: Any, architecture: str, family: Any, reader: safetensors.
     return untied
 
 
-def _check_tensors(folder: Any, entries: list[Tensor], spec: dict[str, Param], shapes: dict[str, Any]) -> None:
+def _check_tensors(
+    folder: Any, entries: list[Tensor], spec: dict[str, Param], shapes: dict[str, Any], unused: str
+) -> None:
     wanted = {entry.name: _file_shape(entry, spec) for entry in entries}
-    missing, unknown = sorted(wanted.keys() - shapes.keys()), sorted(shapes.keys() - wanted.keys())
+    missing = sorted(wanted.keys() - shapes.keys())
+    unknown = sorted(name for name in shapes.keys() - wanted.keys() if not re.fullmatch(unused, name))
     if missing:
         raise UsageError(f"{folder} lacks the tensor {missing[0]}, which its config asks for ({len(missing)} missing)")
     if unknown:

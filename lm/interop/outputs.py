@@ -8,21 +8,26 @@ import numpy as np
 
 from lm.core.errors import UsageError, unknown
 from lm.models.decoder import Decoder
+from lm.models.encoder import Encoder
 
-_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_ENCODER_INPUTS = (*_DECODER_INPUTS, "token_type_ids")
 
 
 def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]:
-    """{"logits" [B, L, V], "hidden_states" (layers + 1 of [B, L, D])} as numpy arrays, from integer arrays [B, L].
+    """Numpy arrays by name, from integer arrays [B, L] by name: "hidden_states" are layers + 1 of [B, L, D].
 
-    `attention_mask` is 0 at padding, whose own rows of the output mean nothing. Raises UsageError for an input that
-    the class does not take, and for ids outside the vocabulary.
+    "logits" are scores of tokens [B, L, V], or what else the class is for; beside scores of tokens an encoder's pair
+    head gives "seq_relationship_logits" [B, 2], ALBERT's "sop_logits". `attention_mask` is 0 at padding, whose own
+    rows of the output mean nothing. Raises UsageError for an input that the class does not take, and for ids outside
+    the vocabulary.
     """
+    if not isinstance(model, Decoder | Encoder):
+        raise UsageError(f"forward takes a Decoder or an Encoder, not a {type(model).__name__}")
+    allowed = _ENCODER_INPUTS if isinstance(model, Encoder) else _DECODER_INPUTS
     for name in inputs:
-        if name not in _INPUTS:
-            raise unknown(f"input of {type(model).__name__}", name, _INPUTS)
-    if not isinstance(model, Decoder):
-        raise UsageError(f"forward takes a Decoder, not a {type(model).__name__}")
+        if name not in allowed:
+            raise unknown(f"input of {type(model).__name__}", name, allowed)
     given = {name: np.asarray(array) for name, array in inputs.items() if array is not None}
     ids = given.get("input_ids")
     if ids is None or ids.ndim != 2:
@@ -32,20 +37,29 @@ def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]
     batch = {"tokens_BL": ids}
     if "attention_mask" in given:
         batch["documents_BL"] = np.where(given["attention_mask"] > 0, 0, -1).astype(np.int32)
+    if "token_type_ids" in given:
+        batch["types_BL"] = given["token_type_ids"]
     if "position_ids" in given:
-        batch["positions_BL"] = given["position_ids"]
-    logits, hidden = _run(model, params, batch)
-    return {"logits": np.asarray(logits), "hidden_states": tuple(np.asarray(h) for h in hidden)}
-
-
-def _run(model: Decoder, params: dict[str, Any], batch: dict[str, Any]) -> tuple[jax.Array, list[jax.Array]]:
-    @jax.jit
-    def run(params, batch):
-        out = model.apply(params, batch, capture=("hidden_states",))
-        return model.logits(model.head(params), out.hidden_BLD), out
-
+        batch["positions_BL"] = given["position_ids"] - getattr(model, "position_offset", 0)
+    elif isinstance(model, Encoder) and model.position_offset:
+        # RoBERTa counts what is no padding, by its id: the row before the first token's is the padding's.
+        real = ids != model.position_offset - 1
+        batch["positions_BL"] = np.cumsum(real, 1) * real - 1
     # XLA's fast products on accelerators round to fewer bits; here numbers are compared.
     with jax.default_matmul_precision("highest"):
-        logits, out = run(params, jax.tree.map(jnp.asarray, batch))
+        out = jax.jit(lambda params, batch: _outputs(model, params, batch))(params, jax.tree.map(jnp.asarray, batch))
+    return {name: tuple(map(np.asarray, x)) if isinstance(x, tuple) else np.asarray(x) for name, x in out.items()}
+
+
+def _outputs(model: Any, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    out = model.apply(params, batch, capture=("hidden_states",))
     # The last of Hugging Face's has been through the final norm.
-    return logits, [*out.captured["hidden_states"][:-1], out.hidden_BLD]
+    found: dict[str, Any] = {"hidden_states": (*out.captured["hidden_states"][:-1], out.hidden_BLD)}
+    if isinstance(model, Decoder) or "tokens" in model.outputs:
+        found["logits"] = model.logits(model.head(params), out.hidden_BLD)
+    if isinstance(model, Encoder) and "pair" in model.outputs:
+        beside = "seq_relationship_logits" if model.shared_groups is None else "sop_logits"
+        found[beside if "tokens" in model.outputs else "logits"] = model.pair_logits(params, out.hidden_BLD)
+    if isinstance(model, Encoder) and "detect" in model.outputs:
+        found["logits"] = model.detect_logits(params, out.hidden_BLD)
+    return found

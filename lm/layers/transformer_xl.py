@@ -17,7 +17,7 @@ def distances(length: int, keys: int, clamp: int | None = None) -> jax.Array:
     return steps if clamp is None else jnp.clip(steps, -clamp, clamp)
 
 
-def by_key(scores_BHLR: jax.Array, keys: int, picks_BL: jax.Array | None = None, length: int | None = None):
+def by_key(scores_BHLR: jax.Array, keys: int, picks_BL: jax.Array | None = None, length: int = 0):
     """[B, H, L, S]: scores by distance, R = S + L of them, as scores by key; the queries are the last L of the keys.
 
     With `picks_BL` the queries stand at those indices of a sequence of `length`.

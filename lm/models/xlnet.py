@@ -130,10 +130,10 @@ class XLNet:
 
         def body(streams, scanned):
             p, memory_BMD, key = scanned
-            new = self._layer(p, *streams, memory_BMD, context, key)
+            new = self._layer(p, streams[0], streams[1], memory_BMD, context, key)
             return new, (streams[0] if cache is not None else None, new if capture else None)
 
-        keys = None if key is None else jax.random.split(fold(key, 3), self.layers)
+        keys = None if key is None else jax.random.split(jax.random.fold_in(key, 3), self.layers)
         memory = None if cache is None else cache["memory"]
         body = jax.checkpoint(body, prevent_cse=not self.scan) if self.remat == "full" else body
         unroll = 1 if self.scan else self.layers
@@ -182,7 +182,7 @@ class XLNet:
         attend["r"] = linear_spec({"embed": width}, heads, init, False)
         for name in ("content_bias", "position_bias", "segment_bias"):
             attend[name] = Param(tuple(heads.values()), tuple(heads), init, role="vector")
-        attend["segments"] = Param((2, *heads.values()), ("types", *heads), init, role="vector")
+        attend["segments"] = Param((2, *heads.values()), ("positions", *heads), init, role="vector")
         return {
             "attention": attend,
             "attention_norm": norm_spec({"norm": width}, True),

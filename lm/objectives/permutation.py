@@ -71,9 +71,7 @@ class Permutation:
         """{name: (sum over predicted tokens, their number, coefficient)}."""
         out = model.apply(params, batch, key=key)
         form, weights = TokenLoss(model.valid_vocab_size or model.vocab_size), batch["weights_BP"]
-        loss, sums = cross_entropy(
-            form, model.logits, model.head(params), out.hidden_BLD, batch["targets_BP"], weights
-        )
+        loss, sums = cross_entropy(form, model.logits, model.head(params), out.hidden_BLD, batch["targets_BP"], weights)
         weight = weights.sum()
         return {"loss": (loss, weight, 1.0)} | {n: (sums[n], weight, 0.0) for n in ("nll", "accuracy")} | out.aux
 

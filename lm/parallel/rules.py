@@ -17,6 +17,7 @@ RULES: dict[str, tuple[str, ...]] = {
     # Parameters.
     "layers": (),
     "embed": ("fsdp",),
+    "embed_out": (),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -24,6 +25,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "experts": ("expert",),
     "positions": (),
+    "types": (),
+    "classes": (),
     "norm": (),
     "rank": (),
     # Activations.

@@ -1,0 +1,211 @@
+"""The Transformer encoder: BERT, RoBERTa, ALBERT, DistilBERT and ELECTRA are settings of one class."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.core.errors import UsageError, check_choice, check_given, check_positive, unknown
+from lm.core.params import Constant, Normal, Param
+from lm.layers.activations import activation
+from lm.layers.block import Block, Context, Layer
+from lm.layers.dropout import dropout, fold
+from lm.layers.embed import embed, embed_spec, mask_padding, unembed
+from lm.layers.linear import linear, linear_spec
+from lm.layers.stack import Group, Stack, groups
+from lm.models.output import Output
+from lm.parallel.rules import constrain
+
+OUTPUTS = ("tokens", "pair", "detect")
+CAPTURES = ("hidden_states",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """The config, hashable, and the pure functions over its parameters.
+
+    Embeddings of tokens, positions and, with `types`, segments are summed, normalised and, with `embed_width`, mapped
+    to the width (ALBERT, 1909.11942, section 3.1). With `shared_groups` the layers fall into that many runs, each of
+    which repeats one set of parameters, those of `pattern` (ALBERT's inner group). `position_offset` rows of the table
+    come before that of the first token (RoBERTa has 2). `outputs`: "tokens" scores the vocabulary, from a dense layer
+    with norm and the embedding table (BERT, 1810.04805); "pair" two classes from the pooled first token; "detect" one
+    number a token (ELECTRA, 2003.10555). What the layers share is explained at lm.layers.block.Block.
+    """
+
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    mlp_width: int | None = None
+    embed_width: int | None = None
+    pattern: tuple[Layer, ...] = (Layer(),)
+    shared_groups: int | None = None
+    vocab_size: int | None = None
+    valid_vocab_size: int | None = None
+    max_len: int = 512
+    position_offset: int = 0
+    types: int = 2
+    outputs: tuple[str, ...] = ("tokens",)
+    norm_eps: float = 1e-12
+    activation: str = "gelu"
+    head_activation: str | None = None
+    tied: bool = True
+    embed_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    init_std: float = 0.02
+    dtype: str = "float32"
+    remat: str = "none"
+    scan: bool = True
+
+    def __post_init__(self):
+        sizes = {name: getattr(self, name) for name in ("layers", "width", "heads", "max_len")}
+        check_positive(**sizes)
+        check_given(self, "mlp_width", "embed_width", "shared_groups")
+        if self.width % self.heads:
+            raise UsageError(f"width={self.width} is no multiple of heads={self.heads}")
+        if self.types < 0 or self.position_offset < 0:
+            raise UsageError(f"types={self.types} and position_offset={self.position_offset} must not be negative")
+        if self.shared_groups is not None and self.shared_groups > self.layers:
+            raise UsageError(f"shared_groups={self.shared_groups} is more than layers={self.layers}")
+        for name in self.outputs:
+            check_choice("outputs", name, OUTPUTS)
+        if not 0 <= self.embed_dropout < 1:
+            raise UsageError(f"embed_dropout={self.embed_dropout} must be at least 0 and below 1")
+        if self.valid_vocab_size is not None and not 0 < self.valid_vocab_size <= (self.vocab_size or 0):
+            raise UsageError(f"valid_vocab_size={self.valid_vocab_size} is not within vocab_size={self.vocab_size}")
+        _ = self.stack
+
+    @property
+    def context_limit(self) -> int:
+        """The longest sequence that has positions."""
+        return self.max_len
+
+    @functools.cached_property
+    def stack(self) -> Stack:
+        """The layers, with every size filled in."""
+        block = Block(
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_dim=self.width // self.heads,
+            mlp_width=self.mlp_width or 4 * self.width,
+            causal=False,
+            norm_eps=self.norm_eps,
+            norm_place="post",
+            activation=self.activation,
+            residual_dropout=self.residual_dropout,
+            attention_dropout=self.attention_dropout,
+            init="normal",
+            init_std=self.init_std,
+            dtype=self.dtype,
+        )
+        if self.shared_groups is None:
+            parts = groups(self.layers, self.pattern)
+        else:
+            # Layer l takes the parameters of group floor(l * groups / layers).
+            chosen = [i * self.shared_groups // self.layers for i in range(self.layers)]
+            parts = tuple(Group(self.pattern, chosen.count(g), shared=True) for g in range(self.shared_groups))
+        return Stack(block, parts, self.remat, self.scan)
+
+    def spec(self) -> dict[str, Any]:
+        """A tree of Param."""
+        if self.vocab_size is None:
+            raise UsageError("vocab_size=None is not resolved: take it from the tokenizer or set it")
+        init, narrow = Normal(self.init_std), self._embed_width
+        spec: dict[str, Any] = {
+            "embed": embed_spec(self.vocab_size, narrow, init),
+            "positions": embed_spec(self.max_len + self.position_offset, narrow, init, axis="positions"),
+            "embed_norm": self.stack.block.norm_spec({"norm": narrow}),
+        }
+        if self.types:
+            spec["types"] = embed_spec(self.types, narrow, init, axis="types")
+        if self.embed_width is not None:
+            spec["embed_map"] = linear_spec({"embed": narrow}, {"embed_out": self.width}, init, True)
+        spec |= self.stack.spec()
+        if "tokens" in self.outputs:
+            spec["head"] = {
+                "dense": linear_spec({"embed": self.width}, {"embed_out": narrow}, init, True),
+                "norm": self.stack.block.norm_spec({"norm": narrow}),
+                "bias": Param((self.vocab_size,), ("vocab",), Constant(), role="vector"),
+            }
+            if not self.tied:
+                table = embed_spec(self.vocab_size, narrow, init)["table"]
+                spec["head"]["table"] = dataclasses.replace(table, inputs=("embed",), role="head")
+        if "pair" in self.outputs:
+            spec["pooler"] = linear_spec({"embed": self.width}, {"embed_out": self.width}, init, True)
+            spec["pair"] = linear_spec({"embed": self.width}, {"classes": 2}, init, True)
+        if "detect" in self.outputs:
+            spec["detect"] = {
+                "dense": linear_spec({"embed": self.width}, {"embed_out": self.width}, init, True),
+                "out": linear_spec({"embed": self.width}, {"classes": 1}, init, True),
+            }
+        return spec
+
+    def apply(
+        self,
+        params: dict[str, Any],
+        batch: dict[str, jax.Array],
+        *,
+        key: jax.Array | None = None,
+        cache: None = None,
+        capture: tuple[str, ...] = (),
+    ) -> Output:
+        """Hidden states [B, L, D] in `dtype`.
+
+        `batch` has tokens_BL and may have types_BL (0 without), positions_BL (otherwise the index in the row) and
+        documents_BL (attention stays inside equal numbers; -1 is padding). `key` turns dropout on.
+        capture=("hidden_states",) adds [layers + 1, B, L, D]: the embeddings and what each layer leaves.
+        """
+        for name in capture:
+            if name not in CAPTURES:
+                raise unknown("capture", name, CAPTURES)
+        tokens_BL = batch["tokens_BL"]
+        length = tokens_BL.shape[1]
+        if length > self.max_len:
+            raise UsageError(
+                f"a sequence of {length} tokens is longer than max_len={self.max_len}: raise model.max_len"
+            )
+        positions = batch.get("positions_BL", jnp.arange(length)[None, :]) + self.position_offset
+        x = embed(params["embed"], tokens_BL, self.dtype) + embed(params["positions"], positions, self.dtype)
+        if self.types:
+            x = x + embed(params["types"], batch.get("types_BL", jnp.zeros_like(tokens_BL)), self.dtype)
+        x = dropout(self.stack.block.normalize(params["embed_norm"], x), self.embed_dropout, fold(key, 0))
+        if self.embed_width is not None:
+            x = linear(params["embed_map"], x)
+        x = constrain(x, "batch", "length", "act_embed")
+        documents = batch.get("documents_BL")
+        context = Context(documents=None if documents is None else (documents, documents))
+        x, _, states = self.stack.apply(params, x, context, key=key, capture=bool(capture))
+        captured = {} if states is None else {"hidden_states": states}
+        return Output(x, captured=captured)
+
+    def attention_flops(self, length: int) -> float:
+        """Forward floating-point operations a token in the two products of attention."""
+        return 4 * self.width * sum(min(2 * (layer.window or length) - 1, length) for layer in self.stack.layers)
+
+    def head(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters that score the vocabulary."""
+        return {"table": params["embed"]["table"]} | params["head"]
+
+    def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
+        """[..., V] in float32 for any hidden states [..., D]; logits that stand for no token are masked."""
+        y = activation(self.head_activation or self.activation, linear(head["dense"], x))
+        y = self.stack.block.normalize(head["norm"], y)
+        bias = head["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
+        return mask_padding(unembed({"table": head["table"]}, y) + bias, self.valid_vocab_size)
+
+    def pair_logits(self, params: dict[str, Any], x_BLD: jax.Array) -> jax.Array:
+        """[B, 2] in float32 from the first token; class 0 is "belongs together"."""
+        return linear(params["pair"], jnp.tanh(linear(params["pooler"], x_BLD[:, 0]))).astype(jnp.float32)
+
+    def detect_logits(self, params: dict[str, Any], x_BLD: jax.Array) -> jax.Array:
+        """[B, L] in float32: above zero where the token seems replaced."""
+        y = activation(self.activation, linear(params["detect"]["dense"], x_BLD))
+        return linear(params["detect"]["out"], y)[..., 0].astype(jnp.float32)
+
+    @property
+    def _embed_width(self) -> int:
+        return self.embed_width or self.width
