@@ -10,6 +10,11 @@ from lm.core.errors import UsageError
 from lm.data.tokenizers import Tokenizer
 
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[SEP]")
+_SYNONYMS = {  # Of RoBERTa, BART and XLNet for the names of BERT.
+    "[MASK]": ("<mask>",),
+    "[CLS]": ("<cls>", "<s>"),
+    "[SEP]": ("<sep>", "</s>"),
+}
 
 
 class Pretrained(Tokenizer):
@@ -50,6 +55,10 @@ class Pretrained(Tokenizer):
 
     def piece(self, index: int) -> str:
         return self._tokenizer.id_to_token(index) or f"<unused {index}>"
+
+    def special(self, name: str) -> int | None:
+        ids = (self._tokenizer.token_to_id(token) for token in (name, *_SYNONYMS.get(name, ())))
+        return next((i for i in ids if i is not None), None)
 
     def serialize(self) -> bytes:
         return self._content

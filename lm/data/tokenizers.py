@@ -53,6 +53,10 @@ class Tokenizer(Protocol):
         """A readable name of one id."""
         ...
 
+    def special(self, name: str) -> int | None:
+        """The id of a special token, such as "[MASK]", where the vocabulary has it under that name or a synonym."""
+        return None
+
     def serialize(self) -> bytes:
         """The content of the tokenizer's file."""
         ...

@@ -25,9 +25,14 @@ _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNor
 _COMPUTED = r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"  # Buffers that old files hold.
 
 
+Index = int | tuple[int, ...] | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Tensor:
     """One tensor of a file, and our leaves in it, (path, index of the layer or None), one after another.
+
+    The index of an expert's leaf is (layer, expert).
 
     Matrices lie in a file as [outputs, inputs], or as [inputs, outputs] with `conv1d`; vectors have one dimension;
     tables are as ours. Several leaves share `groups` of outputs: in each, first the share of the first leaf.
@@ -35,7 +40,7 @@ class Tensor:
     """
 
     name: str
-    leaves: tuple[tuple[str, int | None], ...]
+    leaves: tuple[tuple[str, Index], ...]
     conv1d: bool = False
     groups: int = 1
     shape: tuple[int, ...] | None = None
@@ -229,14 +234,20 @@ def _file_shape(entry: Tensor, spec: dict[str, Param]) -> tuple[int, ...]:
     return entry.shape or (shape[::-1] if entry.conv1d else shape)
 
 
-def _shape2(p: Param, index: int | None) -> tuple[int, ...]:
+def _shape2(p: Param, index: Index) -> tuple[int, ...]:
     """The leaf's shape in a file: [outputs, inputs] of a matrix, [outputs] of a vector, a table's own."""
-    shape = p.shape if index is None else p.shape[1:]
+    shape = _own_shape(p, index)
     if p.role in ("embedding", "head"):
         return shape
     inputs = p.fan_in if p.inputs else 1
     outputs = int(np.prod(shape)) // inputs
     return (outputs, inputs) if p.inputs else (outputs,)
+
+
+def _own_shape(p: Param, index: Index) -> tuple[int, ...]:
+    """Of the leaf's part that one tensor of the file holds."""
+    indexed = len(index) if isinstance(index, tuple) else int(index is not None)
+    return p.shape[indexed:]
 
 
 def _split(entry: Tensor, tensor: np.ndarray, spec: dict[str, Param]) -> Iterator[np.ndarray]:
@@ -251,8 +262,7 @@ def _split(entry: Tensor, tensor: np.ndarray, spec: dict[str, Param]) -> Iterato
         rows = shape2[0] // entry.groups
         part = grouped[:, first : first + rows].reshape(shape2)
         first += rows
-        own = p.shape if index is None else p.shape[1:]
-        yield (part.T if p.role in ("matrix", "router") else part).reshape(own)
+        yield (part.T if p.role in ("matrix", "router") else part).reshape(_own_shape(p, index))
 
 
 def _join(entry: Tensor, flat: dict[str, Any], spec: dict[str, Param]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """One pass with Hugging Face's names of inputs and outputs, to compare with."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,8 +12,18 @@ from lm.core.errors import UsageError, unknown
 from lm.models.decoder import Decoder
 from lm.models.encoder import Encoder
 
-_DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
-_ENCODER_INPUTS = (*_DECODER_INPUTS, "token_type_ids")
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How a class of models takes Hugging Face's inputs and gives their outputs.
+
+    `batch(model, given)` makes a batch of the numpy arrays that were given, `outputs(model, params, batch)` the
+    arrays by their names there, under `jit`.
+    """
+
+    inputs: tuple[str, ...]
+    batch: Callable[[Any, dict[str, np.ndarray]], dict[str, np.ndarray]]
+    outputs: Callable[[Any, dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
 def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]:
@@ -22,44 +34,84 @@ def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]
     rows of the output mean nothing. Raises UsageError for an input that the class does not take, and for ids outside
     the vocabulary.
     """
-    if not isinstance(model, Decoder | Encoder):
-        raise UsageError(f"forward takes a Decoder or an Encoder, not a {type(model).__name__}")
-    allowed = _ENCODER_INPUTS if isinstance(model, Encoder) else _DECODER_INPUTS
+    kind = KINDS.get(type(model))
+    if kind is None:
+        known = ", ".join(k.__name__ for k in KINDS)
+        raise UsageError(f"forward takes one of {known}, not a {type(model).__name__}")
     for name in inputs:
-        if name not in allowed:
-            raise unknown(f"input of {type(model).__name__}", name, allowed)
+        if name not in kind.inputs:
+            raise unknown(f"input of {type(model).__name__}", name, kind.inputs)
     given = {name: np.asarray(array) for name, array in inputs.items() if array is not None}
     ids = given.get("input_ids")
     if ids is None or ids.ndim != 2:
         raise UsageError(f"input_ids must be [rows, tokens], not {None if ids is None else ids.shape}")
-    if ids.size and not 0 <= ids.min() <= ids.max() < model.vocab_size:
-        raise UsageError(f"input_ids go from {ids.min()} to {ids.max()}, outside the vocabulary of {model.vocab_size}")
-    batch = {"tokens_BL": ids}
-    if "attention_mask" in given:
-        batch["documents_BL"] = np.where(given["attention_mask"] > 0, 0, -1).astype(np.int32)
-    if "token_type_ids" in given:
-        batch["types_BL"] = given["token_type_ids"]
-    if "position_ids" in given:
-        batch["positions_BL"] = given["position_ids"] - getattr(model, "position_offset", 0)
-    elif isinstance(model, Encoder) and model.position_offset:
-        # RoBERTa counts what is no padding, by its id: the row before the first token's is the padding's.
-        real = ids != model.position_offset - 1
-        batch["positions_BL"] = np.cumsum(real, 1) * real - 1
+    for name in ("input_ids", "decoder_input_ids"):
+        _check_ids(name, given.get(name), model.vocab_size)
+    batch = jax.tree.map(jnp.asarray, kind.batch(model, given))
     # XLA's fast products on accelerators round to fewer bits; here numbers are compared.
     with jax.default_matmul_precision("highest"):
-        out = jax.jit(lambda params, batch: _outputs(model, params, batch))(params, jax.tree.map(jnp.asarray, batch))
+        out = jax.jit(lambda params, batch: kind.outputs(model, params, batch))(params, batch)
     return {name: tuple(map(np.asarray, x)) if isinstance(x, tuple) else np.asarray(x) for name, x in out.items()}
 
 
-def _outputs(model: Any, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+def _check_ids(name: str, ids: np.ndarray | None, vocab_size: int) -> None:
+    if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise UsageError(f"{name} go from {ids.min()} to {ids.max()}, outside the vocabulary of {vocab_size}")
+
+
+def _decoder_batch(model: Decoder, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    batch = {"tokens_BL": given["input_ids"]}
+    if "attention_mask" in given:
+        batch["documents_BL"] = _documents(given["attention_mask"])
+    if "position_ids" in given:
+        batch["positions_BL"] = given["position_ids"]
+    return batch
+
+
+def _decoder_outputs(model: Decoder, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
     out = model.apply(params, batch, capture=("hidden_states",))
-    # The last of Hugging Face's has been through the final norm.
-    found: dict[str, Any] = {"hidden_states": (*out.captured["hidden_states"][:-1], out.hidden_BLD)}
-    if isinstance(model, Decoder) or "tokens" in model.outputs:
+    return {"hidden_states": _states(out), "logits": model.logits(model.head(params), out.hidden_BLD)}
+
+
+def _encoder_batch(model: Encoder, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    batch, ids = {"tokens_BL": given["input_ids"]}, given["input_ids"]
+    if "attention_mask" in given:
+        batch["documents_BL"] = _documents(given["attention_mask"])
+    if "token_type_ids" in given:
+        batch["types_BL"] = given["token_type_ids"]
+    if "position_ids" in given:
+        batch["positions_BL"] = given["position_ids"] - model.position_offset
+    elif model.position_offset:
+        # RoBERTa counts what is no padding, by its id: the row before the first token's is the padding's.
+        real = ids != model.position_offset - 1
+        batch["positions_BL"] = np.cumsum(real, 1) * real - 1
+    return batch
+
+
+def _encoder_outputs(model: Encoder, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    out = model.apply(params, batch, capture=("hidden_states",))
+    found: dict[str, Any] = {"hidden_states": _states(out)}
+    if "tokens" in model.outputs:
         found["logits"] = model.logits(model.head(params), out.hidden_BLD)
-    if isinstance(model, Encoder) and "pair" in model.outputs:
+    if "pair" in model.outputs:
         beside = "seq_relationship_logits" if model.shared_groups is None else "sop_logits"
         found[beside if "tokens" in model.outputs else "logits"] = model.pair_logits(params, out.hidden_BLD)
-    if isinstance(model, Encoder) and "detect" in model.outputs:
+    if "detect" in model.outputs:
         found["logits"] = model.detect_logits(params, out.hidden_BLD)
     return found
+
+
+def _states(out: Any) -> tuple[jax.Array, ...]:
+    # The last of Hugging Face's has been through the final norm.
+    return (*out.captured["hidden_states"][:-1], out.hidden_BLD)
+
+
+def _documents(mask: np.ndarray) -> np.ndarray:
+    return np.where(mask > 0, 0, -1).astype(np.int32)
+
+
+_DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
+KINDS: dict[type, Kind] = {
+    Decoder: Kind(_DECODER_INPUTS, _decoder_batch, _decoder_outputs),
+    Encoder: Kind((*_DECODER_INPUTS, "token_type_ids"), _encoder_batch, _encoder_outputs),
+}

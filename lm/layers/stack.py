@@ -1,7 +1,7 @@
 """Layers one after another: groups of a repeated pattern, each stacked on disk and scanned."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,17 @@ def groups(layers: int, pattern: tuple[Layer, ...], prefix: tuple[Layer, ...] = 
     repeats, rest = divmod(layers - len(prefix), len(pattern))
     parts = (Group(prefix, 1), Group(pattern, repeats), Group(pattern[:rest], 1))
     return tuple(group for group in parts if group.pattern)
+
+
+class Stacked(NamedTuple):
+    """What a stack leaves: x [B, L, D], the groups' caches, further loss terms as {name: (sum, weight, coefficient)},
+    and, where captured, the hidden states [layers + 1, B, L, D] before, between and after the layers.
+    """
+
+    x: jax.Array
+    cache: dict[str, Any]
+    aux: dict[str, Any]
+    states: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +102,8 @@ class Stack:
         key: jax.Array | None = None,
         cache: dict[str, Any] | None = None,
         capture: bool = False,
-    ) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
-        """(x [B, L, D], the groups' caches, hidden states [layers + 1, B, L, D] before, between and after)."""
+    ) -> Stacked:
+        """Runs every layer over x [B, L, D]; `key` turns dropout on."""
         hidden, caches = [x[None]], {}
         for i, group in enumerate(self.groups):
             name = f"group{i}"
@@ -101,7 +112,7 @@ class Stack:
                 group, params[name], x, context, fold(key, i + 1), group_cache, capture
             )
             hidden.append(states)
-        return x, caches, jnp.concatenate(hidden) if capture else None
+        return Stacked(x, caches, {}, jnp.concatenate(hidden) if capture else None)
 
     def _group(self, group, p, x, context, key, cache, capture):
         def body(x, scanned):

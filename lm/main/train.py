@@ -91,7 +91,7 @@ def _train(
     from lm.train.progress import Display
     from lm.train.run import resolve
 
-    run = resolve(run, corpus.vocab_size)
+    run = resolve(run, corpus.tokenizer())
     checkpoints = Checkpoints(workdir, run.train.keep_last, run.train.keep_every, report)
     abstract, new, train_step = loop.prepare(run, mesh)
     say = print if hosts.is_main() else lambda *_: None

@@ -157,12 +157,13 @@ class Decoder:
                 raise unknown("capture", name, CAPTURES)
         positions, context = self._context(batch, cache)
         x = self._embed(params, batch["tokens_BL"], positions, fold(key, 0))
-        x, groups_cache, states = self.stack.apply(params, x, context, key=key, cache=cache, capture=bool(capture))
-        cache = None if cache is None else groups_cache | {"length": cache["length"] + x.shape[1]}
+        stacked = self.stack.apply(params, x, context, key=key, cache=cache, capture=bool(capture))
+        x = stacked.x
+        cache = None if cache is None else stacked.cache | {"length": cache["length"] + x.shape[1]}
         if self.norm_place != "post":
             x = self.stack.block.normalize(params["final_norm"], x)
-        captured = {} if states is None else {"hidden_states": states}
-        return Output(constrain(x, "batch", "length", "act_embed"), cache, captured=captured)
+        captured = {} if stacked.states is None else {"hidden_states": stacked.states}
+        return Output(constrain(x, "batch", "length", "act_embed"), cache, stacked.aux, captured)
 
     def cache_spec(self, batch_size: int, length: int) -> dict[str, Any]:
         """Keys and values of `length` tokens a row, and each row's own length; windows too keep them all.

@@ -178,9 +178,9 @@ class Encoder:
         x = constrain(x, "batch", "length", "act_embed")
         documents = batch.get("documents_BL")
         context = Context(documents=None if documents is None else (documents, documents))
-        x, _, states = self.stack.apply(params, x, context, key=key, capture=bool(capture))
-        captured = {} if states is None else {"hidden_states": states}
-        return Output(x, captured=captured)
+        stacked = self.stack.apply(params, x, context, key=key, capture=bool(capture))
+        captured = {} if stacked.states is None else {"hidden_states": stacked.states}
+        return Output(stacked.x, None, stacked.aux, captured)
 
     def attention_flops(self, length: int) -> float:
         """Forward floating-point operations a token in the two products of attention."""

@@ -28,7 +28,8 @@ class FillInTheMiddle:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     chunk_tokens: int | None = None
-    vocab_size: int | None = None  # The tokenizer's, from which on the extra ids count.
+    ids: tuple[int, ...] | None = None  # Of extra_ids; with vocab_size, the tokenizer's, filled in by resolve.
+    vocab_size: int | None = None
 
     extra_ids = ("[PRE]", "[SUF]", "[MID]", "[EOT]")
     scores_text = False
@@ -72,8 +73,8 @@ class FillInTheMiddle:
 
     def _reorder(self, rng, text):
         """(the reordered text, which of its tokens are predicted)."""
-        assert self.vocab_size is not None  # Filled in by lm.train.run.resolve.
-        pre, suf, mid, eot = (np.array([self.vocab_size + i], np.int32) for i in range(4))
+        assert self.ids is not None  # Filled in by lm.train.run.resolve.
+        pre, suf, mid, eot = (np.array([i], np.int32) for i in self.ids)
         first, last = np.sort(rng.integers(0, len(text) + 1, 2))
         prefix, middle, suffix = text[:first], text[first:last], text[last:]
         context = [pre, prefix, suf, suffix, mid]

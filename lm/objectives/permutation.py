@@ -21,7 +21,8 @@ class Permutation:
 
     share: int = 6
     max_span: int = 5
-    vocab_size: int | None = None  # The tokenizer's, from which on the extra ids count.
+    ids: tuple[int, ...] | None = None  # Of extra_ids; with vocab_size, the tokenizer's, filled in by resolve.
+    vocab_size: int | None = None
 
     extra_ids = ("[SEP]", "[CLS]")
     scores_text = False
@@ -40,13 +41,13 @@ class Permutation:
     def corrupt(self, rng: np.random.Generator, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """tokens, order, documents, types [L]; picks, targets, weights [P], P = text // share, unused ones weigh 0."""
         text, documents = (np.asarray(row[name], np.int32) for name in ("tokens", "documents"))
-        assert self.vocab_size is not None  # Filled in by lm.train.run.resolve.
+        assert self.ids is not None  # Filled in by lm.train.run.resolve.
         number = len(text) // self.share
         chosen = _leave_context(self._spans(rng, documents >= 0, number), documents)
         picks = rng.permutation(np.flatnonzero(chosen))
         order = np.zeros(len(text) + 2, np.int32)
         order[picks] = 1 + np.arange(len(picks))
-        tokens = np.append(text, np.array([self.vocab_size, self.vocab_size + 1], np.int32))
+        tokens = np.append(text, np.array(self.ids, np.int32))
         last = documents.max() if len(documents) else -1
         padding = (0, number - len(picks))
         return {

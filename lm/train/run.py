@@ -1,7 +1,7 @@
 """The whole configuration of a run: what an experiment returns and what `config.json` holds."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 from lm.core.config import setting
 from lm.core.errors import UsageError, check_positive
@@ -83,14 +83,29 @@ class Run:
                 raise UsageError(f"{name}={length} exceeds the model's positions: raise model.max_len={limit}")
 
 
-def resolve(run: Run, tokenizer_vocab_size: int) -> Run:
-    """`run` with the vocabulary sizes of its model and objective filled in.
+class Vocabulary(Protocol):
+    """What `resolve` needs of a tokenizer."""
 
-    The rows are the tokenizer's and the objective's extra ids, padded to a multiple of 128 unless
-    `model.vocab_size` gives a number; logits past the valid ones are masked. Raises UsageError for a given
-    number below that, and for sequences longer than the model's positions.
+    @property
+    def vocab_size(self) -> int: ...
+
+    def special(self, name: str) -> int | None:
+        """The id of a special token, such as "[MASK]", by whatever name the tokenizer has it."""
+        ...
+
+
+def resolve(run: Run, tokenizer: Vocabulary) -> Run:
+    """`run` with the vocabulary size of its model and the special ids of its objective filled in.
+
+    An id of the objective's `extra_ids` is the tokenizer's own where it has one, else the next after the tokenizer's
+    last. The rows are all of these, padded to a multiple of 128 unless `model.vocab_size` gives a number; logits past
+    the valid ones are masked. Raises UsageError for a given number below that.
     """
-    valid = tokenizer_vocab_size + len(run.objective.extra_ids)
+    objective, ids, valid = run.objective, [], tokenizer.vocab_size
+    for name in objective.extra_ids:
+        own = tokenizer.special(name)
+        ids.append(valid if own is None else own)
+        valid += own is None
     rows = run.model.vocab_size
     if rows is None:
         rows = -(-valid // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
@@ -99,8 +114,7 @@ def resolve(run: Run, tokenizer_vocab_size: int) -> Run:
             f"model.vocab_size={rows} is below the {valid} ids of the corpus's tokenizer and objective: "
             "leave it unset, or use the corpus that the model was made for"
         )
-    objective = run.objective
-    if objective.extra_ids and objective.vocab_size is None:
-        objective = dataclasses.replace(objective, vocab_size=tokenizer_vocab_size)
+    if objective.extra_ids and objective.ids is None:
+        objective = dataclasses.replace(objective, ids=tuple(ids), vocab_size=tokenizer.vocab_size)
     model = dataclasses.replace(run.model, vocab_size=rows, valid_vocab_size=valid)
     return dataclasses.replace(run, model=model, objective=objective)

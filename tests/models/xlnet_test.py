@@ -30,7 +30,7 @@ def model(request):
 
 
 def make_batch():
-    objective, rng = Permutation(share=3, vocab_size=V - 5), np.random.default_rng(1)
+    objective, rng = Permutation(share=3, ids=(V - 5, V - 4)), np.random.default_rng(1)
     row = {"documents": np.repeat([0, 1], [6, 10]).astype(np.int32)}
     rows = [objective.corrupt(rng, row | {"tokens": rng.integers(0, V - 5, L - 2, np.int32)}) for _ in range(B)]
     return {name: np.stack([r[name] for r in rows]) for name in rows[0]}
@@ -38,7 +38,7 @@ def make_batch():
 
 def loss_and_gradients(model, params, batch, key=None):
     def mean_loss(params):
-        total, weight, _ = Permutation(vocab_size=V - 5).loss(model, params, batch, key=key)["loss"]
+        total, weight, _ = Permutation(ids=(V - 5, V - 4)).loss(model, params, batch, key=key)["loss"]
         return total / weight
 
     return jax.jit(jax.value_and_grad(mean_loss))(params)

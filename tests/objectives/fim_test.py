@@ -10,7 +10,7 @@ ROW = {"tokens": np.arange(40, dtype=np.int32), "documents": np.repeat([0, -1], 
 
 
 def corrupt(seed, row=ROW, **settings):
-    return FillInTheMiddle(vocab_size=100, **settings).corrupt(np.random.default_rng(seed), row)
+    return FillInTheMiddle(ids=(PRE, SUF, MID, EOT), **settings).corrupt(np.random.default_rng(seed), row)
 
 
 def text(row):

@@ -7,7 +7,7 @@ from lm.core.errors import UsageError
 from lm.models.xlnet import XLNet
 from lm.objectives.permutation import Permutation
 
-OBJECTIVE = Permutation(vocab_size=100)
+OBJECTIVE = Permutation(ids=(100, 101))
 ROW = {"tokens": np.arange(60, dtype=np.int32), "documents": np.zeros(60, np.int32)}
 
 

@@ -14,9 +14,20 @@ from lm.train.run import Evals, Run, Train, resolve
 class Masking:
     """An objective with two ids of its own."""
 
+    ids: tuple[int, ...] | None = None
     vocab_size: int | None = None
 
     extra_ids = ("[MASK]", "[SEP]")
+
+
+class Ids:
+    """A tokenizer of which only the ids matter."""
+
+    def __init__(self, vocab_size, **special):
+        self.vocab_size, self._special = vocab_size, special
+
+    def special(self, name):
+        return self._special.get(name.strip("[]").lower())
 
 
 def make_run(vocab_size=None, objective=None, seq_len=32, **options):
@@ -34,32 +45,32 @@ def make_run(vocab_size=None, objective=None, seq_len=32, **options):
     ],
 )
 def test_the_vocabulary_is_padded_to_a_multiple_of_128(ids, objective, rows, valid):
-    model = resolve(make_run(objective=objective, positions="rotary"), ids).model
+    model = resolve(make_run(objective=objective, positions="rotary"), Ids(ids)).model
     assert (model.vocab_size, model.valid_vocab_size) == (rows, valid)
 
 
 def test_a_given_vocabulary_is_taken_as_it_is():
-    model = resolve(make_run(vocab_size=100, positions="rotary"), 99).model
+    model = resolve(make_run(vocab_size=100, positions="rotary"), Ids(99)).model
     assert (model.vocab_size, model.valid_vocab_size) == (100, 99)
 
 
 def test_a_given_vocabulary_that_is_too_small_is_refused_with_both_numbers():
     with pytest.raises(UsageError, match=r"model.vocab_size=100 is below the 102 ids .* leave it unset"):
-        resolve(make_run(vocab_size=100, objective=Masking(), positions="rotary"), 100)
+        resolve(make_run(vocab_size=100, objective=Masking(), positions="rotary"), Ids(100))
 
 
 def test_sequences_longer_than_the_positions_are_refused():
-    assert resolve(make_run(max_len=32), 8).train.seq_len == 32
+    assert resolve(make_run(max_len=32), Ids(8)).train.seq_len == 32
     with pytest.raises(UsageError, match=r"train.seq_len=33 exceeds .* raise model.max_len=32"):
-        resolve(make_run(max_len=32, seq_len=33), 8)
+        resolve(make_run(max_len=32, seq_len=33), Ids(8))
     with pytest.raises(UsageError, match=r"evals.seq_len=64 exceeds .* raise model.max_len=32"):
-        resolve(dataclasses.replace(make_run(max_len=32), evals=Evals(seq_len=64)), 8)
-    assert resolve(make_run(positions="rotary", seq_len=4096), 8).train.seq_len == 4096
+        resolve(dataclasses.replace(make_run(max_len=32), evals=Evals(seq_len=64)), Ids(8))
+    assert resolve(make_run(positions="rotary", seq_len=4096), Ids(8)).train.seq_len == 4096
 
 
 def test_resolving_twice_changes_nothing():
-    once = resolve(make_run(positions="rotary"), 50)
-    assert resolve(once, 50) == once
+    once = resolve(make_run(positions="rotary"), Ids(50))
+    assert resolve(once, Ids(50)) == once
 
 
 @pytest.mark.parametrize(
@@ -81,6 +92,13 @@ def test_settings_that_cannot_train_are_named(settings, words):
     assert words in str(caught.value)
 
 
-def test_an_objective_is_told_where_its_extra_ids_begin():
-    assert resolve(make_run(objective=Masking(), positions="none"), 127).objective.vocab_size == 127
-    assert resolve(make_run(objective=Masking(100), positions="none"), 127).objective.vocab_size == 100
+def test_an_objective_is_told_its_extra_ids():
+    new = resolve(make_run(objective=Masking(), positions="none"), Ids(127))
+    assert new.objective == Masking((127, 128), 127) and new.model.valid_vocab_size == 129
+
+
+def test_special_tokens_that_the_tokenizer_has_are_taken_from_it():
+    some = resolve(make_run(objective=Masking(), positions="none"), Ids(127, mask=4))
+    assert some.objective == Masking((4, 127), 127) and some.model.valid_vocab_size == 128
+    every = resolve(make_run(vocab_size=127, objective=Masking(), positions="none"), Ids(127, mask=4, sep=3))
+    assert every.objective == Masking((4, 3), 127) and every.model.vocab_size == 127
