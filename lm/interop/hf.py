@@ -63,10 +63,7 @@ def load(folder: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tu
     Raises UsageError for a class or setting that is not supported, and for tensors that are missing, unknown, cut,
     or of another shape than the config says.
     """
-    model, architecture, family = _read_config(folder)
-    reader = safetensors.Reader(folder)
-    names = _file_names(reader, family)
-    model = _settle_tie(model, architecture, family, reader, names)
+    model, architecture, family, reader, names = _open(folder)
     spec = tree.flatten(model.spec())
     entries = family.tensors(model, architecture)
     unused = getattr(family, "UNUSED", "")
@@ -77,6 +74,19 @@ def load(folder: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tu
         for (path, index), part in zip(entry.leaves, _split(entry, tensor, spec), strict=True):
             arrays[path][... if index is None else index] = part
     return model, _on_devices(arrays, model, mesh)
+
+
+def read_model(folder: str | os.PathLike) -> Any:
+    """The model of `load`, without its parameters."""
+    return _open(folder)[0]
+
+
+def _open(folder: str | os.PathLike) -> tuple[Any, str, Any, safetensors.Reader, dict[str, str]]:
+    """(model, class, its family, reader of the tensors, {name as the family has it: name in the file})."""
+    model, architecture, family = _read_config(folder)
+    reader = safetensors.Reader(folder)
+    names = _file_names(reader, family)
+    return _settle_tie(model, architecture, family, reader, names), architecture, family, reader, names
 
 
 def save(

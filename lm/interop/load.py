@@ -1,18 +1,28 @@
 """Models and tokenizers from checkpoints."""
 
 import os
+import pathlib
 from typing import Any
 
 import jax
 
-from lm.core import config
+from lm.core import config, tree
 from lm.core import params as specs
 from lm.core.errors import UsageError
 from lm.data import tokenizers
 from lm.interop import hf
+from lm.models.decoder import Decoder
+from lm.models.xlnet import XLNet
+from lm.objectives.causal import Causal
+from lm.objectives.permutation import Permutation
 from lm.parallel import rules
 from lm.train import checkpoint, folder
+from lm.train import run as run_module
 from lm.train.checkpoint import Checkpoints
+from lm.train.optimizers import SGD
+from lm.train.run import Run, Train
+
+OBJECTIVES: dict[type, Any] = {Decoder: Causal(), XLNet: Permutation()}
 
 
 def load(name: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, dict[str, Any]]:
@@ -38,8 +48,22 @@ def load_params(name: str | os.PathLike, abstract: dict[str, Any]) -> dict[str, 
 
     Raises UsageError where a leaf is missing or has another shape.
     """
+    if hf.is_folder(name):
+        return _placed(hf.load(name)[1], abstract, name)
     run_folder, step = checkpoint.locate(name)
     return Checkpoints(run_folder).restore_params(abstract, step, _part(load_run(name)))[0]
+
+
+def _placed(weights: dict[str, Any], abstract: dict[str, Any], name: str | os.PathLike) -> dict[str, jax.Array]:
+    found, wanted = tree.flatten(weights), tree.flatten(abstract)
+    for path in sorted(found.keys() | wanted.keys()):
+        has, wants = (leaves[path].shape if path in leaves else None for leaves in (found, wanted))
+        if has != wants:
+            raise UsageError(
+                f"{os.fspath(name)} has {path} of shape {has}, and the run's model of {wants}: "
+                "set the model's sizes to those of the checkpoint, model.vocab_size among them"
+            )
+    return tree.unflatten({path: jax.device_put(x, wanted[path].sharding) for path, x in found.items()})
 
 
 def _part(run: Any) -> str:
@@ -47,8 +71,30 @@ def _part(run: Any) -> str:
 
 
 def load_run(name: str | os.PathLike) -> Any:
-    """The resolved Run that a checkpoint was saved with."""
+    """The resolved Run that a checkpoint was saved with; of a Hugging Face folder, one that has yet to be trained."""
+    if hf.is_folder(name):
+        has_tokenizer = (pathlib.Path(name) / tokenizers.Byte.file_name).exists()
+        return untrained(hf.read_model(name), load_tokenizer(name) if has_tokenizer else None)
     return config.from_json(read_meta(name)["run"])
+
+
+def untrained(model: Any, tokenizer: tokenizers.Tokenizer | None) -> Run:
+    """A Run around a model that came from elsewhere, with the objective that its kind of model is trained by.
+
+    The objective is None where the model scores no tokens, or lacks ids that it would need.
+    """
+    objective = OBJECTIVES.get(type(model))
+    if objective is not None and tokenizer is not None:
+        objective = run_module.with_ids(objective, tokenizer)
+        if run_module.ids_in_all(objective, tokenizer) > model.vocab_size:
+            objective = None
+    length = min(model.context_limit or Train.seq_len, Train.seq_len)
+    return Run(model, objective, optimizer=SGD(), train=Train(seq_len=length))
+
+
+def read_tokenizer_digest(name: str | os.PathLike) -> str:
+    """The sha256 of the tokenizer that a checkpoint's ids come from; of a Hugging Face folder that of its file."""
+    return load_tokenizer(name).digest if hf.is_folder(name) else read_meta(name)["tokenizer"]
 
 
 def read_meta(name: str | os.PathLike) -> dict[str, Any]:

@@ -45,18 +45,14 @@ def _to_run(checkpoint: str, out: str) -> None:
     from lm.core import config, params
     from lm.data import tokenizers
     from lm.interop import hf
-    from lm.objectives.causal import Causal
+    from lm.interop.load import untrained
     from lm.train import folder
     from lm.train.checkpoint import Checkpoints
-    from lm.train.optimizers import SGD
-    from lm.train.run import Run, Train
     from lm.train.step import State
 
     model, weights = hf.load(checkpoint)
     tokenizer = _tokenizer_or_none(tokenizers, checkpoint)
-    # A step needs a run around it: one that has yet to be trained.
-    length = min(model.context_limit or Train.seq_len, Train.seq_len)
-    run = Run(model, Causal(), optimizer=SGD(), train=Train(seq_len=length))
+    run = untrained(model, tokenizer)
     slots = run.optimizer.build(model.spec()).init(weights)
     zero = jnp.zeros((), jnp.uint32)
     state = State(step=zero, examples=zero, skipped=zero, params=weights, optimizer=slots)

@@ -19,7 +19,7 @@ from lm.main.flags import required, value
 
 def define(values: flags.FlagValues) -> None:
     """Registers the flags of `lm evaluate`."""
-    flags.DEFINE_string("checkpoint", None, "a run folder, or one step's folder", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "a run folder, a step, or a Hugging Face folder", flag_values=values)
     flags.DEFINE_string("corpus", None, "a corpus folder, made with the checkpoint's tokenizer", flag_values=values)
     flags.DEFINE_string("split", "validation", "the split of the corpus", flag_values=values)
     flags.DEFINE_string("source", None, "text to tokenise and score, such as text:FILE", flag_values=values)
@@ -40,6 +40,8 @@ def main(values: flags.FlagValues) -> int:
     from lm.train.run import Evals
 
     run, tokenizer = load_run(checkpoint), load_tokenizer(checkpoint)
+    if run.objective is None:
+        raise UsageError(f"{checkpoint} is no model of text by itself: it has no objective to be scored by")
     batch_size, max_tokens = value(values, "batch_size"), value(values, "max_tokens")
     devices.start(batch_size)
     with _split(values, tokenizer) as split:

@@ -26,7 +26,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "init_from",
         None,
-        "a checkpoint whose weights a new run starts from: a run folder or a step",
+        "a checkpoint whose weights a new run starts from: a run folder, a step, or a Hugging Face folder",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -201,9 +201,9 @@ def _check_data(meta: dict[str, Any], tokenizer: str, corpus: str, allowed: bool
 def _initialized_from(checkpoint: str, corpus: Any, state: Any, abstract: Any) -> Any:
     import jax
 
-    from lm.interop.load import load_params, read_meta
+    from lm.interop.load import load_params, read_tokenizer_digest
 
-    if read_meta(checkpoint)["tokenizer"] != corpus.tokenizer_digest:
+    if read_tokenizer_digest(checkpoint) != corpus.tokenizer_digest:
         raise UsageError(
             f"--init_from={checkpoint} was trained with another tokenizer than the corpus has: build the corpus "
             f"with lm corpus --tokenizer={checkpoint}/tokenizer.*"

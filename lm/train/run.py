@@ -94,18 +94,31 @@ class Vocabulary(Protocol):
         ...
 
 
+def with_ids(objective: Any, tokenizer: Vocabulary) -> Any:
+    """The objective with its `ids` filled in: the tokenizer's own, or the next after the tokenizer's last."""
+    if not objective.extra_ids or objective.ids is not None:
+        return objective
+    ids, free = [], tokenizer.vocab_size
+    for name in objective.extra_ids:
+        own = tokenizer.special(name)
+        ids.append(free if own is None else own)
+        free += own is None
+    return dataclasses.replace(objective, ids=tuple(ids), vocab_size=tokenizer.vocab_size)
+
+
+def ids_in_all(objective: Any, tokenizer: Vocabulary) -> int:
+    """How many ids the tokenizer and a resolved objective take together."""
+    return max(tokenizer.vocab_size, *(i + 1 for i in objective.ids)) if objective.extra_ids else tokenizer.vocab_size
+
+
 def resolve(run: Run, tokenizer: Vocabulary) -> Run:
     """`run` with the vocabulary size of its model and the special ids of its objective filled in.
 
-    An id of the objective's `extra_ids` is the tokenizer's own where it has one, else the next after the tokenizer's
-    last. The rows are all of these, padded to a multiple of 128 unless `model.vocab_size` gives a number; logits past
+    The rows are all ids of both, padded to a multiple of 128 unless `model.vocab_size` gives a number; logits past
     the valid ones are masked. Raises UsageError for a given number below that.
     """
-    objective, ids, valid = run.objective, [], tokenizer.vocab_size
-    for name in objective.extra_ids:
-        own = tokenizer.special(name)
-        ids.append(valid if own is None else own)
-        valid += own is None
+    objective = with_ids(run.objective, tokenizer)
+    valid = ids_in_all(objective, tokenizer)
     rows = run.model.vocab_size
     if rows is None:
         rows = -(-valid // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
@@ -114,7 +127,5 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
             f"model.vocab_size={rows} is below the {valid} ids of the corpus's tokenizer and objective: "
             "leave it unset, or use the corpus that the model was made for"
         )
-    if objective.extra_ids and objective.ids is None:
-        objective = dataclasses.replace(objective, ids=tuple(ids), vocab_size=tokenizer.vocab_size)
     model = dataclasses.replace(run.model, vocab_size=rows, valid_vocab_size=valid)
     return dataclasses.replace(run, model=model, objective=objective)

@@ -1,10 +1,11 @@
 """lm convert, both ways."""
 
 import jax
+import numpy as np
 import pytest
 
 import lm
-from lm.core import params
+from lm.core import params, tree
 from lm.models.decoder import Decoder
 from tests.main.helpers import TINY, call
 
@@ -62,16 +63,28 @@ def test_a_converted_run_generates_and_starts_another(folder, tmp_path, capfd):
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 400)
     source = f"--source=text:{tmp_path / 'text.txt'}"
     assert call("corpus", source, f"--tokenizer={folder / 'tokenizer.json'}", f"--out={corpus}") == 0
-    assert call("evaluate", f"--checkpoint={run}", f"--corpus={corpus}", "--split=train", "--seq_len=64") == 0
+    for checkpoint in (folder, run):
+        assert (
+            call("evaluate", f"--checkpoint={checkpoint}", f"--corpus={corpus}", "--split=train", "--seq_len=64") == 0
+        )
+    figures = [line for line in capfd.readouterr().out.splitlines() if line.startswith("loss: ")]
+    assert len(figures) == 2 and figures[0] == figures[1]
     (tmp_path / "more.py").write_text(
         "from lm.interop.load import load_run\nfrom lm.train.run import Run\n\n"
         f"def run() -> Run:\n    return load_run({str(run)!r})\n"
     )
-    sets = ["--set=train.steps=2", "--set=train.seq_len=32", "--set=schedule.peak=0"]
-    arguments = (f"--experiment={tmp_path / 'more.py'}", f"--workdir={tmp_path / 'more'}", f"--corpus={corpus}")
-    assert call("train", *arguments, *sets[:2], f"--init_from={run}") == 0
-    model, weights = lm.load(tmp_path / "more")
-    assert model.width == 16 and model.vocab_size == 300
+    arguments = (f"--experiment={tmp_path / 'more.py'}", f"--corpus={corpus}", "--set=train.steps=1")
+    arguments += ("--set=train.seq_len=32", "--set=schedule.peak=1e-30")
+    before = tree.flatten(lm.load(folder)[1])
+    for i, checkpoint in enumerate((folder, run)):
+        assert call("train", *arguments, f"--workdir={tmp_path / str(i)}", f"--init_from={checkpoint}") == 0
+        model, weights = lm.load(tmp_path / str(i))
+        assert model.width == 16 and model.vocab_size == 300
+        assert all(np.array_equal(x, before[path]) for path, x in tree.flatten(weights).items())
+    capfd.readouterr()
+    other = (*arguments, f"--workdir={tmp_path / 'other'}", f"--init_from={folder}", "--set=model.width=32")
+    assert call("train", *other) == 2
+    assert "embed/table of shape (300, 16), and the run's model of (300, 32)" in capfd.readouterr().err
 
 
 def test_a_run_of_ours_becomes_a_folder_or_says_why_not(tmp_path, capfd):

@@ -14,6 +14,8 @@ from lm.core import tree
 from lm.core.errors import UsageError
 from lm.layers.block import Layer
 from lm.models.decoder import Decoder
+from lm.models.encoder import Encoder
+from lm.models.xlnet import XLNet
 from lm.objectives.causal import Causal
 from lm.parallel import rules
 
@@ -74,12 +76,29 @@ MODELS = {
         **TINY | {"layers": 4}, max_len=L, prefix=(Layer(window=3),), pattern=(Layer(attention_scale=0.1), Layer())
     ),
     "olmo2_sinusoidal": Decoder(**TINY, positions="sinusoidal", norm_place="output", qk_norm="projection"),
+    "bert": Encoder(**TINY, max_len=L),
+    "albert": Encoder(**TINY | {"layers": 4}, max_len=L, embed_width=16, shared_groups=2, activation="gelu_tanh"),
+    "roberta": Encoder(**TINY, max_len=L, position_offset=2, types=0, tied=False),
+    "xlnet": XLNet(**TINY),
+    "xlnet_causal": XLNet(**TINY, causal=True),
 }
+
+
+def is_causal(model):
+    return getattr(model, "causal", isinstance(model, Decoder))
 
 
 @pytest.fixture(params=MODELS, scope="module")
 def model(request):
     return MODELS[request.param]
+
+
+@pytest.fixture
+def cached(model):
+    """A model that continues a sequence from a cache."""
+    if not hasattr(model, "cache_spec"):
+        pytest.skip("it sees both ways, or keeps a memory instead")
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +154,17 @@ def test_hidden_states_and_logits_have_the_declared_shapes(model, params):
     assert np.argmax(logits, -1).max() < V - 3 and logits[:, V - 3 :].max() <= -1e9
 
 
-def test_future_tokens_get_no_gradient(model, params):
+def test_future_tokens_get_no_gradient_and_all_that_may_be_seen_do(model, params):
     tokens = np.arange(L, dtype=np.int32)[None]
 
     def hidden(table, t):
-        changed = params | {"embed": {"table": table}}
+        changed = params | {"embed": params["embed"] | {"table": table}}
         return jnp.sum(model.apply(changed, {"tokens_BL": tokens}).hidden_BLD[0, t] * jnp.arange(model.width))
 
     gradient = jax.jit(jax.grad(hidden))(params["embed"]["table"], 9)
     reached = np.abs(gradient[:L]).max(-1) > 0
     # Windows compose over layers, so the reach is the layers' sum.
-    assert reached[9] and not reached[10:].any() and reached[:10].all()
+    assert reached[:10].all() and reached[10:].any() == reached[10:].all() == (not is_causal(model))
 
 
 def test_packing_does_not_leak(model, params):
@@ -158,8 +177,8 @@ def test_packing_does_not_leak(model, params):
     np.testing.assert_allclose(together[:, first:], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_cached_decoding_of_ragged_rows_equals_the_full_pass(model, params):
-    tokens, lengths = make_batch()["tokens_BL"], np.array([3, 9, 1, 6, 2, 5, 4, 8], np.int32)
+def test_cached_decoding_of_ragged_rows_equals_the_full_pass(cached, params):
+    model, tokens, lengths = cached, make_batch()["tokens_BL"], np.array([3, 9, 1, 6, 2, 5, 4, 8], np.int32)
     full = model.apply(params, {"tokens_BL": tokens}).hidden_BLD
     apply = jax.jit(lambda tokens, cache: model.apply(params, {"tokens_BL": tokens}, cache=cache))
     cache = specs.initialize(model.cache_spec(B, L), jax.random.key(0))
