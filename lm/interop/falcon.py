@@ -25,6 +25,7 @@ def read(fields: Fields, architecture: str) -> Decoder:
     """The model of a FalconConfig; raises UsageError for ALiBi and for the layout of the first models."""
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
     fields.expect("alibi", False)
+    fields.expect("apply_residual_connection_post_layernorm", False)
     fields.expect("parallel_attn", True)
     new = fields.get("new_decoder_architecture", False)
     kv_heads = fields.get("num_kv_heads") or heads

@@ -14,6 +14,9 @@ _HARMLESS = re.compile(
     r"|add_cross_attention|cross_attention_hidden_size|tie_encoder_decoder|name_or_path|task_specific_params|finetuning_task"
     r"|keys_to_ignore.*|predict_special_tokens|tokenizer_class|prefix|hidden_dropout_prob"
     r"|down_scale_factor|gap_size|net_structure_type|num_memory_blocks"  # ALBERT's, read by nothing.
+    r"|directionality|pooler_(fc_size|num_attention_heads|num_fc_layers|size_per_head|type)|tie_weights_|output_past"
+    # How a program runs the model, and where its code was.
+    r"|gradient_checkpointing|auto_map|cache_implementation|model_max_length|deterministic_flash_attn|reference_compile"
     # Settings of `generate`, which old configs carry.
     r"|max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p"
     r"|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids"

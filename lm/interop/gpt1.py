@@ -18,6 +18,7 @@ _CONV = {"conv1d": True}
 
 def read(fields: Fields, architecture: str) -> Decoder:
     """The model of an OpenAIGPTConfig."""
+    fields.expect("n_special", 0)
     return Decoder(
         layers=fields["n_layer"],
         width=fields["n_embd"],

@@ -22,7 +22,8 @@ from lm.interop.fields import Fields
 FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "bert", "xlnet")
 CONFIG = "config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-_COMPUTED = r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"  # Buffers that old files hold.
+# Buffers that old files hold.
+_COMPUTED = r"(\.(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"
 
 
 Index = int | tuple[int, ...] | None
@@ -102,7 +103,7 @@ def save(
     the vocabulary that stand for no token are left out. Raises UsageError where no class expresses the model.
     """
     model, params = _without_padding(model, params)
-    architecture, family, config = _express(model, architecture)
+    architecture, family, config = express(model, architecture)
     spec = tree.flatten(model.spec())
     shapes = {entry.name: _file_shape(entry, spec) for entry in family.tensors(model, architecture)}
     path = pathlib.Path(folder)
@@ -217,7 +218,7 @@ def _without_padding(model: Any, params: dict[str, Any]) -> tuple[Any, dict[str,
     return dataclasses.replace(model, vocab_size=valid, valid_vocab_size=None), tree.unflatten(flat)
 
 
-def _express(model: Any, wanted: str | None) -> tuple[str, Any, dict[str, Any]]:
+def express(model: Any, wanted: str | None) -> tuple[str, Any, dict[str, Any]]:
     """The class, its family and its config.json."""
     known = architectures()
     if wanted is not None and wanted not in known:

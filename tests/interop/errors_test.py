@@ -120,6 +120,18 @@ def test_a_head_that_differs_is_the_models_own_whatever_the_config_says(made, fo
     assert not lm.load(folder)[0].tied
 
 
+def test_buffers_that_old_files_hold_are_passed_over(tmp_path):
+    sizes = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 11, "tied": False, "init": "normal"}
+    model = Decoder(**sizes, positions="rotary", rope_fraction=0.25, block="parallel_two_norms")
+    weights = params.initialize(model.spec(), jax.random.key(0))
+    assert lm.interop.save(tmp_path, model, weights) == "GPTNeoXForCausalLM"
+    tensors = dict(hf.named(model, weights, "GPTNeoXForCausalLM"))
+    for name in ("bias", "masked_bias", "rotary_emb.inv_freq"):
+        tensors[f"gpt_neox.layers.0.attention.{name}"] = np.ones(2, np.float32)
+    safetensors.write(tmp_path, tensors.items(), {name: a.shape for name, a in tensors.items()}, 10**9)
+    jax.tree.map(np.testing.assert_array_equal, lm.load(tmp_path)[1], weights)
+
+
 def test_rows_for_no_token_are_left_out(tmp_path):
     padded = Decoder(layers=1, width=8, heads=1, vocab_size=16, valid_vocab_size=11, max_len=4)
     lm.interop.save(tmp_path, padded, params.initialize(padded.spec(), jax.random.key(0)))

@@ -1,0 +1,43 @@
+"""The configs of well-known checkpoints, as they were published (hub_configs.json), are read, and written back.
+
+They hold what configs made by today's transformers do not: old spellings, settings of tools long gone.
+"""
+
+import json
+import pathlib
+
+import pytest
+
+from lm.core import params
+from lm.interop import hf
+from lm.interop.fields import Fields
+
+CONFIGS = json.loads((pathlib.Path(__file__).parent / "hub_configs.json").read_text())
+
+
+def read(config):
+    architecture = config["architectures"][0]
+    fields = Fields(config, "config.json")
+    model = hf.architectures()[architecture].read(fields, architecture)
+    fields.finish()
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_config_is_read_and_what_is_written_says_the_same(name):
+    architecture, model = CONFIGS[name]["architectures"][0], read(CONFIGS[name])
+    written = hf.express(model, architecture)[2]
+    family = hf.architectures()[architecture]
+    assert family.numbers(read(json.loads(json.dumps(written)))) == family.numbers(model)
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_model_has_as_many_parameters_as_transformers_makes_of_it(name, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))
+    cls = getattr(transformers, CONFIGS[name]["architectures"][0])
+    with torch.device("meta"):
+        module = cls(cls.config_class.from_pretrained(tmp_path))
+        module.tie_weights()
+    assert params.count(read(CONFIGS[name]).spec()) == sum(p.numel() for p in module.parameters())
