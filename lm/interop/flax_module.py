@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.core import unfreeze
 
 from lm.core import params as specs
 from lm.core import tree
@@ -24,15 +25,19 @@ class LinenModel(nn.Module):
         # Linen keeps a tree under one name: the top of the spec is enough to have all paths.
         self.tree = {name: self.param(name, _initializer(part)) for name, part in self.model.spec().items()}
 
+    def _params(self) -> dict[str, Any]:
+        # Linen freezes a tree that it keeps; models take plain dicts.
+        return {name: unfreeze(part) for name, part in self.tree.items()}
+
     def __call__(self, batch: dict[str, jax.Array], cache: Any = None, capture: tuple[str, ...] = ()) -> Output:
         """The model's own Output, hidden states [B, L, D] in it."""
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         given = {} if cache is None else {"cache": cache}
-        return self.model.apply(dict(self.tree), batch, key=key, capture=capture, **given)
+        return self.model.apply(self._params(), batch, key=key, capture=capture, **given)
 
     def logits(self, batch: dict[str, jax.Array]) -> jax.Array:
         """[B, L, V] in float32."""
-        return self.model.logits(self.model.head(dict(self.tree)), self(batch).hidden_BLD)
+        return self.model.logits(self.model.head(self._params()), self(batch).hidden_BLD)
 
 
 def linen(model: Any) -> LinenModel:
