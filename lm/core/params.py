@@ -51,7 +51,8 @@ class Param:
 
     `axes` are logical names, one a dimension, distinct within a Param; `inputs` names those that a product
     contracts, so that fan-in and fan-out never have to be guessed from the rank. `role` decides decay,
-    learning-rate groups and multipliers.
+    learning-rate groups and multipliers. `passes` is how many times a token's forward pass multiplies by it: below 1
+    for a stack of experts of which a token meets a few, above for a layer that is run again.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +62,7 @@ class Param:
     role: str = "matrix"
     trainable: bool = True
     dtype: str = "float32"
+    passes: float = 1.0
 
     def __post_init__(self):
         check_choice("role", self.role, ROLES)
@@ -84,9 +86,13 @@ def map_spec(function: Callable[..., Any], spec: Any, *rest: Any) -> Any:
     return jax.tree.map(function, spec, *rest, is_leaf=is_param)
 
 
-def stack(spec: Any, repeats: int, axis: str = "layers") -> Any:
-    """The spec of `repeats` copies, stacked along a new leading axis for `lax.scan`."""
-    return map_spec(lambda p: dataclasses.replace(p, shape=(repeats, *p.shape), axes=(axis, *p.axes)), spec)
+def stack(spec: Any, repeats: int, axis: str = "layers", passes: float = 1.0) -> Any:
+    """The spec of `repeats` copies, stacked along a new leading axis; a token passes each `passes` times."""
+
+    def stacked(p: Param) -> Param:
+        return dataclasses.replace(p, shape=(repeats, *p.shape), axes=(axis, *p.axes), passes=passes * p.passes)
+
+    return map_spec(stacked, spec)
 
 
 def abstract(spec: Any) -> Any:
@@ -108,5 +114,14 @@ def initialize(spec: dict[str, Any], key: jax.Array) -> dict[str, Any]:
 
 def count(spec: Any, *roles: str) -> int:
     """The number of parameters, of `roles` only where any are given."""
+    return sum(math.prod(p.shape) for p in _of_roles(spec, roles))
+
+
+def count_passed(spec: Any, *roles: str) -> float:
+    """The number of parameters that one token is multiplied by, each as often as that happens."""
+    return sum(p.passes * math.prod(p.shape) for p in _of_roles(spec, roles))
+
+
+def _of_roles(spec: Any, roles: tuple[str, ...]) -> list[Param]:
     leaves = jax.tree.leaves(spec, is_leaf=is_param)
-    return sum(math.prod(p.shape) for p in leaves if not roles or p.role in roles)
+    return [p for p in leaves if not roles or p.role in roles]

@@ -7,6 +7,7 @@ from lm.core.errors import UsageError
 from lm.interop.fields import Fields
 from lm.interop.hf import Tensor
 from lm.layers.block import Layer
+from lm.layers.moe import Experts
 from lm.layers.positions import LinearScaling, Llama3Scaling, Scaling, YarnScaling
 from lm.models.decoder import Decoder
 
@@ -24,7 +25,7 @@ ACTIVATION_NAMES = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "si
 
 def numbers(model: Decoder) -> Decoder:
     """The model with all that decides its logits written out, and nothing else: equal ones compute the same."""
-    block = model.stack.block
+    block, layers = model.stack.block, tuple(_numbers(layer, model) for layer in model.stack.layers)
     training = ("embed_dropout", "residual_dropout", "attention_dropout", "mlp_dropout", "init", "init_std")
     free: dict[str, Any] = {
         f.name: f.default for f in dataclasses.fields(Decoder) if f.name in (*training, "dtype", "remat", "scan")
@@ -33,10 +34,19 @@ def numbers(model: Decoder) -> Decoder:
         model,
         kv_heads=block.kv_heads,
         head_dim=block.head_dim,
-        mlp_width=block.mlp_width,
+        mlp_width=None if all(layer.experts for layer in layers) else block.mlp_width,
         prefix=(),
-        pattern=model.stack.layers,
+        pattern=layers,
         **free,
+    )
+
+
+def _numbers(layer: Layer, model: Decoder) -> Layer:
+    if layer.experts is None:
+        return layer
+    width = layer.experts.mlp_width or model.stack.block.mlp_width
+    return dataclasses.replace(
+        layer, experts=dataclasses.replace(layer.experts, mlp_width=width, balance=0.0, router_z=0.0)
     )
 
 
@@ -46,6 +56,32 @@ def repeated(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         if all(layer == layers[i % length] for i, layer in enumerate(layers)):
             return layers[:length]
     raise UsageError("a stack needs at least one layer")
+
+
+def read_experts(fields: Fields, normalize: bool, mlp_width: int | None = None) -> Experts:
+    """The experts of a config; their number is in 4.x and 5.x not always under the same name.
+
+    Their loss is taken as ours is, a figure a layer over the share of choices: transformers takes one over all layers,
+    and `num_experts_per_tok` times as large.
+    """
+    names = fields.get("num_local_experts"), fields.get("num_experts")
+    counts = {count for count in names if count is not None}
+    if len(counts) != 1:
+        raise UsageError(f"num_local_experts={names[0]} and num_experts={names[1]}: one of them, or both the same")
+    return Experts(
+        count=counts.pop(),
+        chosen=fields["num_experts_per_tok"],
+        mlp_width=mlp_width,
+        normalize=normalize,
+        balance=fields.get("router_aux_loss_coef", 0.001),
+    )
+
+
+def write_experts(experts: Experts | None) -> dict[str, Any]:
+    """The settings that `read_experts` reads, under both names; of no experts a number that it refuses."""
+    count = 0 if experts is None else experts.count
+    chosen = {} if experts is None else {"num_experts_per_tok": experts.chosen, "router_aux_loss_coef": experts.balance}
+    return {"num_local_experts": count, "num_experts": count, "output_router_logits": False} | chosen
 
 
 def read_rotation(fields: Fields, head_dim: int) -> dict[str, Any]:
@@ -140,7 +176,8 @@ def layer_tensors(
 ) -> list[Tensor]:
     """The tensors of every layer, where `parts` gives (name, our sub-trees, how they lie) and each may have a bias.
 
-    `prefix` has a place for the layer's number. A part whose leaves the model does not have is left out.
+    `prefix` has a place for the layer's number. A part whose leaves the model does not have is left out, and so are
+    experts, see `expert_tensors`.
     """
     from lm.core import tree
 
@@ -149,11 +186,25 @@ def layer_tensors(
         for name, own, form in parts:
             for kind, ours in (("weight", ("kernel", "scale")), ("bias", ("bias",))):
                 leaves = [f"{path}/{part}/{leaf}" for part in own for leaf in ours]
-                leaves = [leaf for leaf in leaves if leaf in known]
+                leaves = [leaf for leaf in leaves if leaf in known and "experts" not in known[leaf].axes]
                 if leaves:
                     full = f"{prefix.format(number)}{name}.{kind}"
                     found.append(Tensor(full, tuple((leaf, index) for leaf in leaves), **form))
     return found
+
+
+def expert_tensors(model: Decoder, prefix: str, names: dict[str, str]) -> list[Tensor]:
+    """The tensors of every expert, where `names` gives {our kernel's: name}.
+
+    `prefix` has places for the layer's number and the expert's.
+    """
+    return [
+        Tensor(f"{prefix.format(number, expert)}{name}.weight", ((f"{path}/mlp/{own}/kernel", (index, expert)),))
+        for number, (layer, (path, index)) in enumerate(zip(model.stack.layers, model.stack.places, strict=True))
+        if layer.experts is not None
+        for expert in range(layer.experts.count)
+        for own, name in names.items()
+    ]
 
 
 def outer_tensors(model: Decoder, names: dict[str, str]) -> list[Tensor]:

@@ -14,6 +14,7 @@ from lm.layers.attention import Form, attention, attention_spec
 from lm.layers.dropout import dropout, fold
 from lm.layers.linear import linear
 from lm.layers.mlp import mlp, mlp_spec
+from lm.layers.moe import Experts, experts, experts_spec
 from lm.layers.norm import NORMS, norm, norm_spec
 from lm.layers.positions import Scaling, rotate
 from lm.parallel.rules import constrain
@@ -36,6 +37,7 @@ class Layer:
 
     `window` counts the token itself: a token sees that many, all of them without one; in both directions, it sees
     window - 1 to each side. `attention_norm=False` leaves out the norm before attention (ModernBERT's first layer).
+    `experts` take the place of the feed-forward layer.
     """
 
     window: int | None = None
@@ -43,6 +45,7 @@ class Layer:
     rope_scaling: Scaling | None = None
     attention_scale: float | None = None
     attention_norm: bool = True
+    experts: Experts | None = None
 
     def __post_init__(self):
         check_given(self, "window", "rope_base", "attention_scale")
@@ -67,6 +70,11 @@ class Context(NamedTuple):
     bias: jax.Array | None = None
     memory_BSD: jax.Array | None = None
     memory_documents: tuple[jax.Array, jax.Array] | None = None
+
+    @property
+    def real_BL(self) -> jax.Array | None:
+        """False at padding, whose document is -1; None where nothing is known to be padding."""
+        return None if self.documents is None else self.documents[0] >= 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +139,7 @@ class Block:
         inputs, heads_width = self.kernel_init(self.width), self.heads * self.head_dim
         shape = (self.width, self.heads, self.kv_heads, self.head_dim)
         attend = attention_spec(*shape, self.attention_bias, inputs, self._out_init(heads_width))
-        down = self._out_init(self.mlp_width)
-        spec = {
-            "attention": attend | self._qk_norm_spec(),
-            "mlp": mlp_spec(self.width, self.mlp_width, self.gated, self.mlp_bias, inputs, down),
-        }
+        spec = {"attention": attend | self._qk_norm_spec(), "mlp": self._mlp_spec(layer.experts)}
         if self.memory:
             spec["memory"] = attend
         return spec | {name: self.norm_spec({"norm": self.width}) for name in self._norm_names(layer)}
@@ -156,8 +160,11 @@ class Block:
         context: Context,
         key: jax.Array | None,
         cache: dict[str, Any] | None,
-    ) -> tuple[jax.Array, dict[str, Any] | None]:
-        """(x [B, L, D], the cache with the new tokens) after one layer; `key` turns dropout on."""
+    ) -> tuple[jax.Array, dict[str, Any] | None, dict[str, jax.Array]]:
+        """(x [B, L, D], the cache with the new tokens, experts' losses summed over tokens) after one layer.
+
+        `key` turns dropout on.
+        """
         h = self._enter(p, "attention", x)
         y, cache = self._attention(p["attention"], h, layer, context, fold(key, 0), cache)
         y = self._drop(y, fold(key, 1))
@@ -169,9 +176,14 @@ class Block:
             h = self._enter(p, "mlp", x)
         elif self.block == "parallel_two_norms":
             h = self._enter(p, "mlp", x)
-        z = self._drop(mlp(p["mlp"], h, self.activation, self.mlp_dropout, fold(key, 4)), fold(key, 5))
+        sums: dict[str, jax.Array] = {}
+        if layer.experts is None:
+            z = mlp(p["mlp"], h, self.activation, self.mlp_dropout, fold(key, 4))
+        else:
+            z, sums = experts(layer.experts, p["mlp"], h, self.activation, context.real_BL)
+        z = self._drop(z, fold(key, 5))
         x = self._leave(p, "mlp", x, z) if self.block == "serial" else x + y + z
-        return constrain(x, "batch", "length", "act_embed"), cache
+        return constrain(x, "batch", "length", "act_embed"), cache, sums
 
     def remember(self, p: dict[str, Any], memory_BSD: jax.Array) -> dict[str, jax.Array]:
         """{"k", "v"} [B, S, K, C]: the keys and values of the memory, for a cache or for one pass."""
@@ -197,6 +209,13 @@ class Block:
     def _out_init(self, fan_in: int) -> Normal:
         scaled = Normal(self.init_std / math.sqrt(2 * self.layers))
         return scaled if self.init == "gpt2" else self.kernel_init(fan_in)
+
+    def _mlp_spec(self, routed: Experts | None) -> dict[str, Any]:
+        width = self.mlp_width if routed is None else routed.mlp_width or self.mlp_width
+        inits = self.kernel_init(self.width), self._out_init(width)
+        if routed is None:
+            return mlp_spec(self.width, width, self.gated, self.mlp_bias, *inits)
+        return experts_spec(routed, self.width, width, self.gated, *inits)
 
     def _qk_norm_spec(self) -> dict[str, Any]:
         if self.qk_norm == "none":

@@ -59,6 +59,13 @@ class Stack:
 
     def __post_init__(self):
         check_choice("remat", self.remat, REMAT)
+        routed = [layer.experts for layer in self.layers if layer.experts is not None]
+        if routed and all(layer.experts for layer in self.layers) and self.block.mlp_bias:
+            raise UsageError("mlp_bias=True has no effect where every layer has experts: set mlp_bias=False")
+        if routed and self.block.mlp_dropout:
+            raise UsageError(f"mlp_dropout={self.block.mlp_dropout} is not for experts: use residual_dropout")
+        if any(form.coefficients != routed[0].coefficients for form in routed):
+            raise UsageError("experts.balance and experts.router_z must be the same in all layers: they are one term")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -77,10 +84,11 @@ class Stack:
 
     def spec(self) -> dict[str, Any]:
         """{"group0": {"layer0": ...}}: each leaf stacked along a leading "layers" axis, of 1 where shared."""
-        return {
-            f"group{i}": specs.stack(_each(group.pattern, self.block.spec), 1 if group.shared else group.repeats)
-            for i, group in enumerate(self.groups)
-        }
+        spec = {}
+        for i, group in enumerate(self.groups):
+            copies, passes = (1, group.repeats) if group.shared else (group.repeats, 1)
+            spec[f"group{i}"] = specs.stack(_each(group.pattern, self.block.spec), copies, passes=passes)
+        return spec
 
     def cache_spec(self, batch_size: int, length: int, memory_length: int | None = None) -> dict[str, Any]:
         """A cache for every layer, stacked in the same way."""
@@ -104,38 +112,54 @@ class Stack:
         capture: bool = False,
     ) -> Stacked:
         """Runs every layer over x [B, L, D]; `key` turns dropout on."""
-        hidden, caches = [x[None]], {}
+        hidden, caches, sums = [x[None]], {}, []
         for i, group in enumerate(self.groups):
             name = f"group{i}"
             group_cache = None if cache is None else cache[name]
-            x, caches[name], states = self._group(
+            x, caches[name], states, group_sums = self._group(
                 group, params[name], x, context, fold(key, i + 1), group_cache, capture
             )
             hidden.append(states)
-        return Stacked(x, caches, {}, jnp.concatenate(hidden) if capture else None)
+            sums.append(group_sums)
+        return Stacked(x, caches, self._terms(_added(sums), x, context), jnp.concatenate(hidden) if capture else None)
+
+    def _terms(self, sums: dict[str, jax.Array], x: jax.Array, context: Context) -> dict[str, Any]:
+        """Means over tokens and layers; each layer's counts with its full coefficient, so they are added up."""
+        routed = [layer.experts for layer in self.layers if layer.experts is not None]
+        tokens = x.shape[0] * x.shape[1] if context.real_BL is None else context.real_BL.sum()
+        weight = jnp.asarray(len(routed) * tokens, jnp.float32)
+        return {name: (s, weight, len(routed) * routed[0].coefficients[name]) for name, s in sums.items()}
 
     def _group(self, group, p, x, context, key, cache, capture):
         def body(x, scanned):
             layers, cache, key = scanned
             layers = jax.tree.map(lambda a: a[0], p) if group.shared else layers
-            states, new_cache = [], {}
+            states, new_cache, sums = [], {}, []
             for j, layer in enumerate(group.pattern):
                 name = f"layer{j}"
                 layer_cache = None if cache is None else cache[name]
-                x, new_cache[name] = self.block.apply(layers[name], x, layer, context, fold(key, j), layer_cache)
+                x, new_cache[name], layer_sums = self.block.apply(
+                    layers[name], x, layer, context, fold(key, j), layer_cache
+                )
                 states.append(x)
-            return x, (None if cache is None else new_cache, jnp.stack(states) if capture else None)
+                sums.append(layer_sums)
+            return x, (None if cache is None else new_cache, jnp.stack(states) if capture else None, _added(sums))
 
         keys = None if key is None else jax.random.split(key, group.repeats)
         unroll = 1 if self.scan else group.repeats
         body = _remat(body, self.remat, looped=unroll < group.repeats)
         scanned = (None if group.shared else p, cache, keys)
-        x, (cache, states) = jax.lax.scan(body, x, scanned, length=group.repeats, unroll=unroll)
-        return x, cache, states.reshape(-1, *x.shape) if capture else None
+        x, (cache, states, sums) = jax.lax.scan(body, x, scanned, length=group.repeats, unroll=unroll)
+        return x, cache, states.reshape(-1, *x.shape) if capture else None, jax.tree.map(jnp.sum, sums)
 
 
 def _each(pattern, make):
     return {f"layer{j}": make(layer) for j, layer in enumerate(pattern)}
+
+
+def _added(sums):
+    """{name: the sum over the dicts that have it}."""
+    return {name: sum(s[name] for s in sums if name in s) for name in sorted(set().union(*sums))}
 
 
 def _remat(body, policy, looped):

@@ -26,10 +26,10 @@ PEAK_FLOPS = {
 def flops_per_token(model: Any, spec: Any, seq_len: int) -> float:
     """Floating-point operations a token and training step, without recomputation.
 
-    6 x matmul parameters (the head counted, embedding look-ups not) + 3 x the forward work of causal
-    attention: the convention of Megatron-LM and of MaxText since July 2025.
+    6 x matmul parameters that a token passes (the head counted, embedding look-ups not, of experts the chosen ones)
+    + 3 x the forward work of causal attention: the convention of Megatron-LM and of MaxText since July 2025.
     """
-    matmul = params.count(spec, "matrix", "router") + params.count(model.head(spec), "embedding", "head")
+    matmul = params.count_passed(spec, "matrix", "router") + params.count(model.head(spec), "embedding", "head")
     return 6 * matmul + 3 * model.attention_flops(seq_len)
 
 

@@ -18,6 +18,7 @@ from lm.objectives.causal import Causal
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf
+from transformers.core_model_loading import revert_weight_conversion  # noqa: E402
 
 V, L = 61, 12  # A vocabulary that is a multiple of nothing.
 GPT2 = {"vocab_size": V, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -31,6 +32,7 @@ LLAMA = {
 }
 NEOX = LLAMA | {"num_key_value_heads": None}
 FALCON = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False}
+QWEN3_MOE = LLAMA | {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GEMMA = LLAMA | {
     "num_hidden_layers": 4,
     "head_dim": 12,
@@ -78,6 +80,20 @@ ROWS = {
         | {"final_logit_softcapping": 3.0, "rope_parameters": GEMMA_ROPE}
         | {"num_key_value_heads": 1, "attention_bias": True},
     ),
+    "mixtral": ("MixtralForCausalLM", LLAMA | {"num_local_experts": 4}),
+    "mixtral_odd": (
+        "MixtralForCausalLM",
+        LLAMA
+        | {"num_local_experts": 3, "num_experts_per_tok": 1, "num_key_value_heads": 1}
+        | {"sliding_window": 5, "head_dim": 12},
+    ),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", QWEN3_MOE | {"norm_topk_prob": True}),
+    "qwen3_moe_odd": (
+        "Qwen3MoeForCausalLM",
+        QWEN3_MOE
+        | {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+        | {"num_experts_per_tok": 3, "head_dim": 12, "use_sliding_window": True, "sliding_window": 5},
+    ),
     "neox": ("GPTNeoXForCausalLM", NEOX),
     "neox_serial": ("GPTNeoXForCausalLM", NEOX | {"use_parallel_residual": False, "rotary_pct": 0.5}),
     "falcon_7b": ("FalconForCausalLM", FALCON | {"multi_query": True}),
@@ -93,7 +109,8 @@ def random_module(name, settings):
     cls = getattr(transformers, name)
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     torch.manual_seed(0)
-    module = cls(cls.config_class(**settings | special, attn_implementation="eager")).float().eval()
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    module = cls(cls.config_class(**settings | special | eager)).float().eval()
     with torch.no_grad():
         for path, p in module.named_parameters():
             scale = "weight" in path and p.ndim == 1
@@ -157,8 +174,9 @@ def test_loss_and_gradients_agree(row):
 
     ours, gradients = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(ours, expected.item(), rtol=1e-5)
-    theirs = {path: p.grad.numpy() for path, p in module.named_parameters() if p.grad is not None}
-    found = {path.replace("embed_out", "lm_head"): g for path, g in hf.named(model, gradients, name)}
+    theirs = {path: p.grad for path, p in module.named_parameters() if p.grad is not None}
+    theirs = {path: g.numpy() for path, g in revert_weight_conversion(module, theirs).items()}  # As in the file.
+    found = dict(hf.named(model, gradients, name))
     assert found.keys() == theirs.keys()
     largest = max(np.linalg.norm(g) for g in theirs.values())
     for path, g in found.items():
@@ -188,7 +206,7 @@ def test_what_is_saved_is_the_same_for_both(row, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == [made]
     again, info = getattr(transformers, made).from_pretrained(
-        tmp_path, attn_implementation="eager", output_loading_info=True
+        tmp_path, attn_implementation="eager", experts_implementation="eager", output_loading_info=True
     )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ids, _ = make_inputs()

@@ -13,6 +13,7 @@ from lm.core import params as specs
 from lm.core import tree
 from lm.core.errors import UsageError
 from lm.layers.block import Layer
+from lm.layers.moe import Experts
 from lm.models.decoder import Decoder
 from lm.models.encoder import Encoder
 from lm.models.xlnet import XLNet
@@ -74,6 +75,15 @@ MODELS = {
     ),
     "dense_first": Decoder(
         **TINY | {"layers": 4}, max_len=L, prefix=(Layer(window=3),), pattern=(Layer(attention_scale=0.1), Layer())
+    ),
+    "moe": Decoder(
+        **TINY | {"layers": 3},
+        mlp_width=48,
+        pattern=(Layer(experts=Experts(4, 2, router_z=0.001)), Layer()),
+        positions="rotary",
+        activation="silu",
+        gated=True,
+        mlp_bias=False,
     ),
     "olmo2_sinusoidal": Decoder(**TINY, positions="sinusoidal", norm_place="output", qk_norm="projection"),
     "bert": Encoder(**TINY, max_len=L),

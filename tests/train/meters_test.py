@@ -9,7 +9,9 @@ import pytest
 
 from lm.core import params as specs
 from lm.layers.block import Layer
+from lm.layers.moe import Experts
 from lm.models.decoder import Decoder
+from lm.models.encoder import Encoder
 from lm.train import meters
 
 GPT2 = Decoder(layers=12, heads=12, width=768, vocab_size=50257, max_len=1024)
@@ -67,6 +69,22 @@ def test_windows_count_the_pairs_that_they_show():
     pairs = sum(min(t + 1, w or length) for w in windows for t in range(length))
     # Two products of 2 x 32 operations a pair; the closed form counts half of a token's pair with itself.
     assert model.attention_flops(length) == pytest.approx(4 * 32 * pairs / length, rel=0.01)
+
+
+def test_of_experts_those_count_that_a_token_passes():
+    """Two chosen of eight work as one mlp twice as wide, and their router."""
+    narrow = dataclasses.replace(TINY, mlp_bias=False, mlp_width=48)
+    routed = dataclasses.replace(narrow, pattern=(Layer(), Layer(experts=Experts(8, 2)), Layer()))
+    wide = dataclasses.replace(narrow, pattern=(Layer(), Layer(experts=Experts(1, 1, mlp_width=96)), Layer()))
+    expected = meters.flops_per_token(wide, wide.spec(), 64) + 6 * 32 * (8 - 1)
+    assert meters.flops_per_token(routed, routed.spec(), 64) == expected
+
+
+def test_layers_that_share_their_parameters_count_each_time():
+    settings = {"layers": 6, "width": 32, "heads": 4, "vocab_size": 128, "max_len": 64}
+    own, shared = Encoder(**settings), Encoder(**settings, shared_groups=2)
+    assert specs.count(shared.spec()) < specs.count(own.spec())
+    assert meters.flops_per_token(shared, shared.spec(), 64) == meters.flops_per_token(own, own.spec(), 64)
 
 
 def test_the_peak_of_a_cpu_is_measured_and_said_to_be():

@@ -9,6 +9,7 @@ import pytest
 from lm.core import params
 from lm.core.errors import UsageError
 from lm.core.params import Constant, Normal, Param
+from lm.layers.moe import Experts, experts_spec
 from lm.train import optimizers
 
 SPEC = {
@@ -62,6 +63,32 @@ def test_each_matrix_of_a_stack_moves_as_it_would_alone(config):
         alone = descend(config.build(spec), pick(weights), [pick(g) for g in grads])
         for name in ("w", "b"):
             np.testing.assert_allclose(alone["block"][name], whole["block"][name][layer], atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [optimizers.Adafactor(), optimizers.Muon(clip_norm=None)])
+def test_each_expert_of_each_layer_moves_as_it_would_alone_and_the_router_as_one_matrix(config):
+    one = experts_spec(Experts(3, 2), 130, 140, True, Normal(0.5), Normal(0.5))
+    spec = params.stack(one, 2)
+    weights = params.initialize(spec, jax.random.key(0))
+    grads = [jax.tree.map(lambda x, i=i: jax.random.normal(jax.random.key(i), x.shape), weights) for i in range(1, 4)]
+    whole = descend(config.build(spec), weights, grads)
+    single = {"router": one["router"], "up": {"kernel": Param((130, 140), ("embed", "mlp"), Normal(0.5), ("embed",))}}
+
+    def pick(t):
+        return {"router": {"kernel": t["router"]["kernel"][1]}, "up": {"kernel": t["up"]["kernel"][1, 2]}}
+
+    alone = descend(config.build(single), pick(weights), [pick(g) for g in grads])
+    for name in single:
+        np.testing.assert_allclose(alone[name]["kernel"], pick(whole)[name]["kernel"], atol=1e-5)
+
+
+def test_experts_and_router_decay():
+    spec = experts_spec(Experts(3, 2), 4, 5, True, Normal(0.5), Normal(0.5))
+    weights = params.initialize(spec, jax.random.key(0))
+    zero = jax.tree.map(jnp.zeros_like, weights)
+    transformation = optimizers.AdamW(weight_decay=0.1).build(spec)
+    direction, _ = transformation.update(zero, transformation.init(weights), weights)
+    jax.tree.map(lambda d, w: np.testing.assert_allclose(d, 0.1 * w, rtol=1e-6), direction, weights)
 
 
 @pytest.mark.parametrize("form", [{}, {"factored": False, "momentum": 0.9}], ids=["factored", "palm"])
