@@ -19,7 +19,7 @@ from lm.interop import safetensors
 from lm.interop.fields import Fields
 
 # The first that can express a model does.
-FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "mixtral", "qwen3_moe", "bert", "xlnet")
+FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "mixtral", "qwen3_moe", "bert", "xlnet", "t5")
 CONFIG = "config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 # Buffers that old files hold.
@@ -87,6 +87,7 @@ def _open(folder: str | os.PathLike) -> tuple[Any, str, Any, safetensors.Reader,
     model, architecture, family = _read_config(folder)
     reader = safetensors.Reader(folder)
     names = _file_names(reader, family)
+    _drop_copies(folder, family, reader, names)
     return _settle_tie(model, architecture, family, reader, names), architecture, family, reader, names
 
 
@@ -165,6 +166,15 @@ def _file_names(reader: safetensors.Reader, family: Any) -> dict[str, str]:
         return name
 
     return {new(name): o for name, o in old.items()}
+
+
+def _drop_copies(folder: Any, family: Any, reader: safetensors.Reader, names: dict[str, str]) -> None:
+    """Takes out of `names` the further names of one tensor, by the family's ALIASES {alias: name}."""
+    for alias, name in getattr(family, "ALIASES", {}).items():
+        if alias in names:
+            copy = names.pop(alias)
+            if not np.array_equal(reader.read(copy), reader.read(names.setdefault(name, copy))):
+                raise UsageError(f"{folder}: tensors {copy} and {names[name]} differ, and their class has one for both")
 
 
 def _settle_tie(model: Any, architecture: str, family: Any, reader: safetensors.Reader, names: dict[str, str]) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lm.core.errors import UsageError, unknown
 from lm.models.decoder import Decoder
+from lm.models.encdec import EncDec
 from lm.models.encoder import Encoder
 
 
@@ -45,8 +46,9 @@ def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]
     ids = given.get("input_ids")
     if ids is None or ids.ndim != 2:
         raise UsageError(f"input_ids must be [rows, tokens], not {None if ids is None else ids.shape}")
-    for name in ("input_ids", "decoder_input_ids"):
-        _check_ids(name, given.get(name), model.vocab_size)
+    sizes = {"input_ids": getattr(model, "source_vocab_size", None), "decoder_input_ids": None}
+    for name, own in sizes.items():
+        _check_ids(name, given.get(name), own or model.vocab_size)
     batch = jax.tree.map(jnp.asarray, kind.batch(model, given))
     # XLA's fast products on accelerators round to fewer bits; here numbers are compared.
     with jax.default_matmul_precision("highest"):
@@ -88,6 +90,34 @@ def _encoder_batch(model: Encoder, given: dict[str, np.ndarray]) -> dict[str, np
     return batch
 
 
+def _encdec_batch(model: EncDec, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if "decoder_input_ids" not in given:
+        raise UsageError("decoder_input_ids is missing: the ids that the decoder has read so far")
+    batch = {"source_tokens_BS": given["input_ids"], "tokens_BL": given["decoder_input_ids"]}
+    if "attention_mask" in given:
+        batch["source_documents_BS"] = _documents(given["attention_mask"])
+    if "decoder_attention_mask" in given:
+        batch["documents_BL"] = _documents(given["decoder_attention_mask"])
+    if model.positions == "sinusoidal" and model.position_offset:
+        # FSMT counts what is no padding, by its id, which is that of the row before the first token's.
+        for tokens, positions in (("source_tokens_BS", "source_positions_BS"), ("tokens_BL", "positions_BL")):
+            real = batch[tokens] != model.position_offset - 1
+            batch[positions] = np.cumsum(real, 1) * real - 1
+        batch.setdefault("documents_BL", _documents(batch["tokens_BL"] != model.position_offset - 1))
+    return batch
+
+
+def _encdec_outputs(model: EncDec, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    out = model.apply(params, batch, capture=("hidden_states",))
+    memory = out.captured["memory"]
+    return {
+        "logits": model.logits(model.head(params), out.hidden_BLD),
+        "decoder_hidden_states": _states(out),
+        "encoder_last_hidden_state": memory,
+        "encoder_hidden_states": (*out.captured["encoder_states"][:-1], memory),
+    }
+
+
 def _encoder_outputs(model: Encoder, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
     out = model.apply(params, batch, capture=("hidden_states",))
     found: dict[str, Any] = {"hidden_states": _states(out)}
@@ -114,4 +144,7 @@ _DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
 KINDS: dict[type, Kind] = {
     Decoder: Kind(_DECODER_INPUTS, _decoder_batch, _decoder_outputs),
     Encoder: Kind((*_DECODER_INPUTS, "token_type_ids"), _encoder_batch, _encoder_outputs),
+    EncDec: Kind(
+        ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"), _encdec_batch, _encdec_outputs
+    ),
 }

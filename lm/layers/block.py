@@ -11,8 +11,9 @@ from lm.core.params import Normal
 from lm.layers import cache as caches
 from lm.layers.activations import ACTIVATIONS
 from lm.layers.attention import Form, attention, attention_spec
+from lm.layers.buckets import Buckets, bucket_bias
 from lm.layers.dropout import dropout, fold
-from lm.layers.linear import linear
+from lm.layers.linear import linear, linear_spec
 from lm.layers.mlp import mlp, mlp_spec
 from lm.layers.moe import Experts, experts, experts_spec
 from lm.layers.norm import NORMS, norm, norm_spec
@@ -26,7 +27,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "block": ("serial", "parallel", "parallel_two_norms"),
     "activation": tuple(ACTIVATIONS),
     "qk_norm": ("none", "head", "projection"),
-    "init": ("gpt2", "normal", "fan_in"),
+    "init": ("gpt2", "normal", "fan_in", "t5"),
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -60,7 +61,9 @@ class Context(NamedTuple):
     `tables` are the rotations (cos, sin) by `Block.rotation`; `starts_B` the rows' lengths in the cache; `documents`
     and `memory_documents` pairs (of queries [B, L], of keys [B, S]) inside whose equal numbers attention stays;
     `places` (of queries [B, L], of keys [B, S]) are compared instead of indices: a query sees the keys whose place is
-    not above its own (a permutation's order, or a prefix). `bias` [B or 1, H or 1, L, S] is added to the scores.
+    not above its own (a permutation's order, or a prefix). `bias` [B or 1, H or 1, L, S] is added to the scores;
+    `bucket_rows` [B or 1, L, S] say which rows of its own table a layer with `Block.buckets` adds instead.
+    `memory_BSD` is an encoder's output; without it the cache has its keys and values.
     """
 
     tables: dict[Rotation, tuple[jax.Array, jax.Array]] = {}
@@ -68,6 +71,7 @@ class Context(NamedTuple):
     documents: tuple[jax.Array, jax.Array] | None = None
     places: tuple[jax.Array, jax.Array] | None = None
     bias: jax.Array | None = None
+    bucket_rows: jax.Array | None = None
     memory_BSD: jax.Array | None = None
     memory_documents: tuple[jax.Array, jax.Array] | None = None
 
@@ -86,7 +90,8 @@ class Block:
     (Gemma); "output" x + n(f(x)) (OLMo 2). `block`: attention, then mlp; or both side by side, on one norm (PaLM,
     Cohere) or two (GPT-NeoX). `qk_norm`: over each "head" (Qwen 3) or the whole "projection" (OLMo 2), before
     rotation. `init`: "gpt2" is N(0, init_std), for projections onto the residual stream over sqrt(2 * layers);
-    "normal" leaves that out (Llama, BERT); "fan_in" draws kernels from N(0, 1 / fan-in) (PaLM).
+    "normal" leaves that out (Llama, BERT); "fan_in" draws kernels from N(0, 1 / fan-in) (PaLM); "t5" too, and
+    queries smaller by sqrt(head_dim), because T5 does not scale their scores.
     """
 
     layers: int
@@ -111,6 +116,7 @@ class Block:
     attention_bias: bool = True
     mlp_bias: bool = True
     qk_norm: str = "none"
+    buckets: Buckets | None = None  # A table of biases by distance in each layer.
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     residual_dropout: float = 0.0
@@ -139,7 +145,12 @@ class Block:
         inputs, heads_width = self.kernel_init(self.width), self.heads * self.head_dim
         shape = (self.width, self.heads, self.kv_heads, self.head_dim)
         attend = attention_spec(*shape, self.attention_bias, inputs, self._out_init(heads_width))
-        spec = {"attention": attend | self._qk_norm_spec(), "mlp": self._mlp_spec(layer.experts)}
+        if self.init == "t5":
+            queries = Normal((self.width * self.head_dim) ** -0.5)
+            heads = {"heads": self.heads, "head_dim": self.head_dim}
+            attend["q"] = linear_spec({"embed": self.width}, heads, queries, self.attention_bias)
+        buckets = {} if self.buckets is None else {"buckets": self.buckets.spec(self.heads, self.width)}
+        spec = {"attention": attend | self._qk_norm_spec() | buckets, "mlp": self._mlp_spec(layer.experts)}
         if self.memory:
             spec["memory"] = attend
         return spec | {name: self.norm_spec({"norm": self.width}) for name in self._norm_names(layer)}
@@ -171,7 +182,7 @@ class Block:
         if self.block == "serial":
             x = self._leave(p, "attention", x, y)
             if self.memory:
-                y = self._attend_memory(p["memory"], self._enter(p, "memory", x), context, fold(key, 2), cache)
+                y, cache = self._attend_memory(p["memory"], self._enter(p, "memory", x), context, fold(key, 2), cache)
                 x = self._leave(p, "memory", x, self._drop(y, fold(key, 3)))
             h = self._enter(p, "mlp", x)
         elif self.block == "parallel_two_norms":
@@ -197,7 +208,7 @@ class Block:
 
     def kernel_init(self, fan_in: int) -> Normal:
         """How a kernel with that many inputs is drawn."""
-        return Normal(fan_in**-0.5 if self.init == "fan_in" else self.init_std)
+        return Normal(fan_in**-0.5 if self.init in ("fan_in", "t5") else self.init_std)
 
     def norm_spec(self, axes: dict[str, int]) -> dict[str, Any]:
         """The parameters of a norm over `axes`."""
@@ -260,15 +271,17 @@ class Block:
             cache = cache | {"k": k_BLKC, "v": v_BLKC}
         form = self._form(self.causal, layer.window, layer.attention_scale)
         arrays = {name: getattr(context, name) for name in ("starts_B", "documents", "places", "bias")}
+        if self.buckets is not None:
+            arrays["bias"] = bucket_bias(p["buckets"], context.bucket_rows)
         o_BLHC = attention(form, q_BLHC, k_BLKC, v_BLKC, **arrays, key=key)
         return linear(p["o"], o_BLHC, contracted=2), cache
 
     def _attend_memory(self, p, x_BLD, context, key, cache):
-        kept = self.remember(p, context.memory_BSD) if cache is None else cache["memory"]
+        kept = cache["memory"] if context.memory_BSD is None else self.remember(p, context.memory_BSD)
         q_BLHC = constrain(linear(p["q"], x_BLD), "batch", "length", "act_heads", None)
         form = self._form(False, None, None)
         o_BLHC = attention(form, q_BLHC, kept["k"], kept["v"], documents=context.memory_documents, key=key)
-        return linear(p["o"], o_BLHC, contracted=2)
+        return linear(p["o"], o_BLHC, contracted=2), None if cache is None else cache | {"memory": kept}
 
     def _form(self, causal, window, scale):
         return Form(causal, window, scale or self.attention_scale, self.attention_soft_cap, self.attention_dropout)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from lm.core.errors import check_positive
 
+SINUSOIDS = ("interleaved", "halves", "tensor2tensor")
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
@@ -84,10 +86,20 @@ class YarnScaling:
 Scaling = LinearScaling | Llama3Scaling | YarnScaling
 
 
-def sinusoids(positions: jax.Array, width: int) -> jax.Array:
-    """[..., D] float32: sin(pos / 10000^(2i/D)) at 2i, the cosine at 2i + 1 (Vaswani et al. 2017, 1706.03762)."""
-    angles = _angles(positions, _frequencies(width, 10000.0))
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*positions.shape, width)
+def sinusoids(positions: jax.Array, width: int, layout: str = "interleaved") -> jax.Array:
+    """[..., D] float32: sin(pos / 10000^(2i/D)) at 2i, the cosine at 2i + 1 (Vaswani et al. 2017, 1706.03762).
+
+    In "halves" all sines come before all cosines (Marian); so they do in "tensor2tensor", whose frequencies are
+    10000^(-i / (D/2 - 1)) and so reach 1 / 10000 (the paper's own code, fairseq, FSMT).
+    """
+    if layout == "tensor2tensor":
+        frequencies = 10000.0 ** (-jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - 1))
+    else:
+        frequencies = _frequencies(width, 10000.0)
+    angles = _angles(positions, frequencies)
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1 if layout == "interleaved" else -2).reshape(
+        *positions.shape, width
+    )
 
 
 def rotary_table(

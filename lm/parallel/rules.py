@@ -19,6 +19,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
     "embed_out": (),
     "vocab": ("tensor",),
+    "source_vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
