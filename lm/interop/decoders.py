@@ -9,6 +9,7 @@ from lm.interop.hf import Tensor
 from lm.layers.block import Layer
 from lm.layers.positions import LinearScaling, Llama3Scaling, Scaling, YarnScaling
 from lm.models.decoder import Decoder
+from lm.models.encoder import Encoder
 
 ACTIVATIONS = {  # By Hugging Face's names, ours.
     "relu": "relu",
@@ -136,7 +137,7 @@ def scaling_fields(given: Scaling | None) -> dict[str, Any]:
 
 
 def layer_tensors(
-    model: Decoder, prefix: str, parts: list[tuple[str, tuple[str, ...], dict[str, Any]]]
+    model: Decoder | Encoder, prefix: str, parts: list[tuple[str, tuple[str, ...], dict[str, Any]]]
 ) -> list[Tensor]:
     """The tensors of every layer, where `parts` gives (name, our sub-trees, how they lie) and each may have a bias.
 
@@ -156,7 +157,7 @@ def layer_tensors(
     return found
 
 
-def outer_tensors(model: Decoder, names: dict[str, str]) -> list[Tensor]:
+def outer_tensors(model: Decoder | Encoder, names: dict[str, str]) -> list[Tensor]:
     """The tensors outside the layers that the model has, by {our path: name}."""
     from lm.core import tree
 

@@ -19,7 +19,7 @@ from lm.interop import safetensors
 from lm.interop.fields import Fields
 
 # The first that can express a model does.
-FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "bert", "xlnet")
+FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "bert", "modernbert", "xlnet")
 CONFIG = "config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _COMPUTED = r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"  # Buffers that old files hold.
