@@ -182,7 +182,7 @@ class Encoder:
         """Hidden states [B, L, D] in `dtype`, normalised.
 
         `batch` has tokens_BL and may have types_BL (0 without), positions_BL (otherwise the index in the row) and
-        documents_BL (attention stays inside equal numbers; -1 is padding). `key` turns dropout on.
+        documents_BL (attention stays inside equal numbers; -1 is padding, which no token sees). `key` turns dropout on.
         capture=("hidden_states",) adds [layers + 1, B, L, D]: the embeddings and what each layer leaves.
         """
         for name in capture:
@@ -205,7 +205,9 @@ class Encoder:
             x = linear(params["embed_map"], x)
         x = constrain(x, "batch", "length", "act_embed")
         documents = batch.get("documents_BL")
-        context = Context(self._tables(positions), documents=None if documents is None else (documents, documents))
+        # What padding itself sees matters only where its own state is read, as from the first or last place.
+        pair = None if documents is None else (jnp.maximum(documents, 0), documents)
+        context = Context(self._tables(positions), documents=pair)
         stacked = self.stack.apply(params, x, context, key=key, capture=bool(capture))
         x = stacked.x
         if self.norm_place != "post":
