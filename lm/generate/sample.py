@@ -48,7 +48,8 @@ def generate(
 
     Row r draws from a key of (seed, r), so it does not depend on the other rows. Every token is predicted from the
     `model.context_limit` tokens before it: up to there with a cache, beyond it by a full pass a token, because
-    positions then move. Raises UsageError for an empty prompt.
+    positions then move. A model with `next_hidden`, which has no such cache, makes a full pass a token from the first.
+    Raises UsageError for an empty prompt.
     """
     if not prompts:
         return []
@@ -63,7 +64,10 @@ def generate(
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
-    cached = tokens if limit is None else max(0, min(tokens, limit - longest))
+    if hasattr(model, "next_hidden"):
+        limit, cached = limit or longest + tokens, 0
+    else:
+        cached = tokens if limit is None else max(0, min(tokens, limit - longest))
     if cached:
         ids = _cached(model, settings, longest, cached, params, ids, lengths, keys)
     if cached < tokens:
@@ -106,12 +110,17 @@ def _sliding(model, settings, limit, tokens, params, ids, lengths, keys, drawn):
     def step(ids, t):
         first = jnp.maximum(lengths + t - limit, 0)
         context = jax.vmap(lambda row, i: jax.lax.dynamic_slice(row, (i,), (limit,)))(ids, first)
-        out = model.apply(params, {"tokens_BL": context})
-        hidden_BD = out.hidden_BLD[rows, jnp.minimum(lengths + t, limit) - 1]
+        hidden_BD = _next_hidden(model, params, context, jnp.minimum(lengths + t, limit))
         chosen = _draw(settings, model.logits(head, hidden_BD), keys, drawn + t)
         return ids.at[rows, lengths + t].set(chosen), None
 
     return jax.lax.scan(step, ids, jnp.arange(tokens))[0]
+
+
+def _next_hidden(model, params, tokens_BL, lengths_B):
+    if hasattr(model, "next_hidden"):
+        return model.next_hidden(params, tokens_BL, lengths_B)
+    return model.apply(params, {"tokens_BL": tokens_BL}).hidden_BLD[jnp.arange(len(lengths_B)), lengths_B - 1]
 
 
 def _draw(settings: Sampling, logits_BV: jax.Array, keys_B: jax.Array, t: jax.Array | int) -> jax.Array:

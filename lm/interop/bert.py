@@ -141,8 +141,12 @@ _NAMES = {
 
 def numbers(model: Encoder) -> Encoder:
     """The model with all that decides its scores written out, and nothing else: equal ones compute the same."""
-    training = ("embed_dropout", "residual_dropout", "attention_dropout", "init_std", "dtype", "remat", "scan")
-    free: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Encoder) if f.name in training}
+    training = ("embed_dropout", "residual_dropout", "attention_dropout", "mlp_dropout", "init", "init_std")
+    free: dict[str, Any] = {
+        f.name: f.default for f in dataclasses.fields(Encoder) if f.name in (*training, "dtype", "remat", "scan")
+    }
+    if model.shared_groups is None:
+        free |= {"prefix": (), "pattern": model.stack.layers}
     mapped = None if model.shared_groups is None and model.embed_width == model.width else model.embed_width
     head = (model.head_activation or model.activation) if "tokens" in model.outputs else None
     return dataclasses.replace(
@@ -232,7 +236,7 @@ def write(model: Encoder, architecture: str) -> dict[str, Any]:
         "num_attention_heads": model.heads,
         "intermediate_size": block.mlp_width,
         "vocab_size": model.vocab_size,
-        "max_position_embeddings": model.max_len + model.position_offset,
+        "max_position_embeddings": (model.max_len or 0) + model.position_offset,
         "type_vocab_size": model.types,
         "layer_norm_eps": model.norm_eps,
         "hidden_act": ACTIVATION_NAMES[model.activation],

@@ -10,6 +10,7 @@ from lm.layers.block import Layer
 from lm.layers.moe import Experts
 from lm.layers.positions import LinearScaling, Llama3Scaling, Scaling, YarnScaling
 from lm.models.decoder import Decoder
+from lm.models.encoder import Encoder
 
 ACTIVATIONS = {  # By Hugging Face's names, ours.
     "relu": "relu",
@@ -172,7 +173,7 @@ def scaling_fields(given: Scaling | None) -> dict[str, Any]:
 
 
 def layer_tensors(
-    model: Decoder, prefix: str, parts: list[tuple[str, tuple[str, ...], dict[str, Any]]]
+    model: Decoder | Encoder, prefix: str, parts: list[tuple[str, tuple[str, ...], dict[str, Any]]]
 ) -> list[Tensor]:
     """The tensors of every layer, where `parts` gives (name, our sub-trees, how they lie) and each may have a bias.
 
@@ -207,7 +208,7 @@ def expert_tensors(model: Decoder, prefix: str, names: dict[str, str]) -> list[T
     ]
 
 
-def outer_tensors(model: Decoder, names: dict[str, str]) -> list[Tensor]:
+def outer_tensors(model: Decoder | Encoder, names: dict[str, str]) -> list[Tensor]:
     """The tensors outside the layers that the model has, by {our path: name}."""
     from lm.core import tree
 

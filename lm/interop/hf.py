@@ -19,7 +19,10 @@ from lm.interop import safetensors
 from lm.interop.fields import Fields
 
 # The first that can express a model does.
-FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "mixtral", "qwen3_moe", "bert", "xlnet", "t5")
+FAMILIES = (
+    *("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "mixtral", "qwen3_moe"),
+    *("bert", "modernbert", "xlnet", "t5"),
+)
 CONFIG = "config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 # Buffers that old files hold.

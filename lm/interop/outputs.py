@@ -12,6 +12,7 @@ from lm.core.errors import UsageError, unknown
 from lm.models.decoder import Decoder
 from lm.models.encdec import EncDec
 from lm.models.encoder import Encoder
+from lm.models.xlnet import XLNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,10 @@ def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]
     """Numpy arrays by name, from integer arrays [B, L] by name: "hidden_states" are layers + 1 of [B, L, D].
 
     "logits" are scores of tokens [B, L, V], or what else the class is for; beside scores of tokens an encoder's pair
-    head gives "seq_relationship_logits" [B, 2], ALBERT's "sop_logits". `attention_mask` is 0 at padding, whose own
-    rows of the output mean nothing. Raises UsageError for an input that the class does not take, and for ids outside
-    the vocabulary.
+    head gives "seq_relationship_logits" [B, 2], ALBERT's "sop_logits". XLNet takes and gives "mems" [layers, M, B, D],
+    and with a `target_mapping` its hidden states come in pairs, of the content and of the query stream.
+    `attention_mask` is 0 at padding, whose own rows of the output mean nothing. Raises UsageError for an input that the
+    class does not take, and for ids outside the vocabulary.
     """
     kind = KINDS.get(type(model))
     if kind is None:
@@ -131,6 +133,41 @@ def _encoder_outputs(model: Encoder, params: dict[str, Any], batch: dict[str, An
     return found
 
 
+def _xlnet_batch(model: XLNet, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    ids = given["input_ids"]
+    batch = {"tokens_BL": ids, "memory_NBMD": np.zeros((model.layers, ids.shape[0], 0, model.width), np.float32)}
+    if "attention_mask" in given:
+        batch["documents_BL"] = _documents(given["attention_mask"])
+    if "token_type_ids" in given:
+        batch["types_BL"] = given["token_type_ids"]
+    if "perm_mask" in given:
+        batch["blocked_BLL"] = given["perm_mask"]
+    if "target_mapping" in given:
+        mapping_BPL = given["target_mapping"]
+        if not ((mapping_BPL == 1).sum(-1) == 1).all() or np.count_nonzero(mapping_BPL) != mapping_BPL[..., 0].size:
+            raise UsageError("target_mapping must choose one token a target: a single 1 in each of its last dimension")
+        batch["picks_BP"] = mapping_BPL.argmax(-1)
+    if "mems" in given:
+        batch["memory_NBMD"] = given["mems"].transpose(0, 2, 1, 3)
+    return batch
+
+
+def _xlnet_outputs(model: XLNet, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    found, hidden = _xlnet_pass(model, params, batch)
+    return found | {"logits": model.logits(model.head(params), hidden)}
+
+
+def _xlnet_pass(model: XLNet, params: dict[str, Any], batch: dict[str, Any]) -> tuple[dict[str, Any], jax.Array]:
+    memory_NBMD = batch["memory_NBMD"]
+    cache = {"memory": memory_NBMD, "length": jnp.full(memory_NBMD.shape[1], memory_NBMD.shape[2])}
+    rest = {name: array for name, array in batch.items() if name != "memory_NBMD"}
+    out = model.apply(params, rest, cache=cache, capture=("hidden_states",))
+    streams = [out.captured[name] for name in ("hidden_states", "query_states") if name in out.captured]
+    # Layer by layer, of both streams where there are two.
+    states = tuple(stream[i] for i in range(model.layers + 1) for stream in streams)
+    return {"hidden_states": states, "mems": out.cache["memory"].transpose(0, 2, 1, 3)}, out.hidden_BLD
+
+
 def _states(out: Any) -> tuple[jax.Array, ...]:
     # The last of Hugging Face's has been through the final norm.
     return (*out.captured["hidden_states"][:-1], out.hidden_BLD)
@@ -146,5 +183,10 @@ KINDS: dict[type, Kind] = {
     Encoder: Kind((*_DECODER_INPUTS, "token_type_ids"), _encoder_batch, _encoder_outputs),
     EncDec: Kind(
         ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"), _encdec_batch, _encdec_outputs
+    ),
+    XLNet: Kind(
+        ("input_ids", "attention_mask", "token_type_ids", "perm_mask", "target_mapping", "mems"),
+        _xlnet_batch,
+        _xlnet_outputs,
     ),
 }

@@ -1,4 +1,4 @@
-"""The Transformer encoder: BERT, RoBERTa, ALBERT, DistilBERT and ELECTRA are settings of one class."""
+"""The Transformer encoder: BERT, RoBERTa, ALBERT, DistilBERT, ELECTRA and ModernBERT are settings of one class."""
 
 import dataclasses
 import functools
@@ -14,10 +14,12 @@ from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed, embed_spec, mask_padding, unembed
 from lm.layers.linear import linear, linear_spec
+from lm.layers.positions import Scaling, rotary_table
 from lm.layers.stack import Group, Stack, groups
 from lm.models.output import Output
 from lm.parallel.rules import constrain
 
+POSITIONS = ("learned", "rotary")
 OUTPUTS = ("tokens", "pair", "detect")
 CAPTURES = ("hidden_states",)
 
@@ -26,12 +28,14 @@ CAPTURES = ("hidden_states",)
 class Encoder:
     """The config, hashable, and the pure functions over its parameters.
 
-    Embeddings of tokens, positions and, with `types`, segments are summed, normalised and, with `embed_width`, mapped
-    to the width (ALBERT, 1909.11942, section 3.1). With `shared_groups` the layers fall into that many runs, each of
-    which repeats one set of parameters, those of `pattern` (ALBERT's inner group). `position_offset` rows of the table
-    come before that of the first token (RoBERTa has 2). `outputs`: "tokens" scores the vocabulary, from a dense layer
-    with norm and the embedding table (BERT, 1810.04805); "pair" two classes from the pooled first token; "detect" one
-    number a token (ELECTRA, 2003.10555). What the layers share is explained at lm.layers.block.Block.
+    Embeddings of tokens, learned positions and, with `types`, segments are summed, normalised and, with `embed_width`,
+    mapped to the width (ALBERT, 1909.11942, section 3.1). `prefix` are the first layers, the rest repeat `pattern`
+    (ModernBERT's, 2412.13663, is two windows and one full). With `shared_groups` the layers fall into that many runs,
+    each of which repeats one set of parameters, those of `pattern` (ALBERT's inner group). `position_offset` rows of
+    the table come before that of the first token (RoBERTa has 2). `outputs`: "tokens" scores the vocabulary, from a
+    dense layer, with a bias where `head_bias`, with norm and the embedding table (BERT, 1810.04805); "pair" two classes
+    from the pooled first token; "detect" one number a token (ELECTRA, 2003.10555). What the layers share is explained
+    at lm.layers.block.Block.
     """
 
     layers: int = 12
@@ -39,36 +43,64 @@ class Encoder:
     heads: int = 12
     mlp_width: int | None = None
     embed_width: int | None = None
+    prefix: tuple[Layer, ...] = ()
     pattern: tuple[Layer, ...] = (Layer(),)
     shared_groups: int | None = None
     vocab_size: int | None = None
     valid_vocab_size: int | None = None
-    max_len: int = 512
+    positions: str = "learned"
+    max_len: int | None = 512
     position_offset: int = 0
+    rope_base: float = 10000.0
+    rope_scaling: Scaling | None = None
     types: int = 2
     outputs: tuple[str, ...] = ("tokens",)
+    norm_bias: bool = True
     norm_eps: float = 1e-12
+    norm_place: str = "post"
     activation: str = "gelu"
+    gated: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
     head_activation: str | None = None
+    head_bias: bool = True
     tied: bool = True
     embed_dropout: float = 0.0
     residual_dropout: float = 0.0
     attention_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    init: str = "normal"
     init_std: float = 0.02
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
 
     def __post_init__(self):
-        sizes = {name: getattr(self, name) for name in ("layers", "width", "heads", "max_len")}
-        check_positive(**sizes)
-        check_given(self, "mlp_width", "embed_width", "shared_groups")
+        check_positive(layers=self.layers, width=self.width, heads=self.heads, rope_base=self.rope_base)
+        check_given(self, "mlp_width", "embed_width", "max_len", "shared_groups")
+        check_choice("positions", self.positions, POSITIONS)
         if self.width % self.heads:
             raise UsageError(f"width={self.width} is no multiple of heads={self.heads}")
+        if (self.positions == "learned") != (self.max_len is not None):
+            raise UsageError(
+                f"max_len={self.max_len} with positions={self.positions!r}: learned positions alone need it"
+            )
+        if self.positions == "rotary" and (self.width // self.heads % 2 or self.position_offset):
+            raise UsageError(
+                f"positions='rotary' needs heads of an even width, not {self.width // self.heads}, "
+                f"and position_offset=0, not {self.position_offset}"
+            )
+        if self.positions != "rotary" and self._rotation_settings() != {10000.0, None}:
+            raise UsageError(
+                f"rope_base and rope_scaling have no effect with positions={self.positions!r}: "
+                "set positions='rotary' or leave them out"
+            )
         if self.types < 0 or self.position_offset < 0:
             raise UsageError(f"types={self.types} and position_offset={self.position_offset} must not be negative")
-        if self.shared_groups is not None and self.shared_groups > self.layers:
-            raise UsageError(f"shared_groups={self.shared_groups} is more than layers={self.layers}")
+        if self.shared_groups is not None and (self.shared_groups > self.layers or self.prefix):
+            raise UsageError(
+                f"shared_groups={self.shared_groups} needs at most layers={self.layers} and no prefix of other layers"
+            )
         for name in self.outputs:
             check_choice("outputs", name, OUTPUTS)
         if not 0 <= self.embed_dropout < 1:
@@ -78,32 +110,23 @@ class Encoder:
         _ = self.stack
 
     @property
-    def context_limit(self) -> int:
-        """The longest sequence that has positions."""
+    def context_limit(self) -> int | None:
+        """The longest sequence that has positions; None where any length has."""
         return self.max_len
 
     @functools.cached_property
     def stack(self) -> Stack:
         """The layers, with every size filled in."""
-        block = Block(
-            layers=self.layers,
-            width=self.width,
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_dim=self.width // self.heads,
-            mlp_width=self.mlp_width or 4 * self.width,
-            causal=False,
-            norm_eps=self.norm_eps,
-            norm_place="post",
-            activation=self.activation,
-            residual_dropout=self.residual_dropout,
-            attention_dropout=self.attention_dropout,
-            init="normal",
-            init_std=self.init_std,
-            dtype=self.dtype,
-        )
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(Block) if hasattr(self, f.name)}
+        sizes = {
+            "kv_heads": self.heads,
+            "head_dim": self.width // self.heads,
+            "mlp_width": self.mlp_width or 4 * self.width,
+            "rope_base": self.rope_base if self.positions == "rotary" else None,
+        }
+        block = Block(**own | sizes, causal=False)
         if self.shared_groups is None:
-            parts = groups(self.layers, self.pattern)
+            parts = groups(self.layers, self.pattern, self.prefix)
         else:
             # Layer l takes the parameters of group floor(l * groups / layers).
             chosen = [i * self.shared_groups // self.layers for i in range(self.layers)]
@@ -117,17 +140,20 @@ class Encoder:
         init, narrow = Normal(self.init_std), self._embed_width
         spec: dict[str, Any] = {
             "embed": embed_spec(self.vocab_size, narrow, init),
-            "positions": embed_spec(self.max_len + self.position_offset, narrow, init, axis="positions"),
             "embed_norm": self.stack.block.norm_spec({"norm": narrow}),
         }
+        if self.max_len is not None:
+            spec["positions"] = embed_spec(self.max_len + self.position_offset, narrow, init, axis="positions")
         if self.types:
             spec["types"] = embed_spec(self.types, narrow, init, axis="types")
         if self.embed_width is not None:
             spec["embed_map"] = linear_spec({"embed": narrow}, {"embed_out": self.width}, init, True)
         spec |= self.stack.spec()
+        if self.norm_place != "post":
+            spec["final_norm"] = self.stack.block.norm_spec({"norm": self.width})
         if "tokens" in self.outputs:
             spec["head"] = {
-                "dense": linear_spec({"embed": self.width}, {"embed_out": narrow}, init, True),
+                "dense": linear_spec({"embed": self.width}, {"embed_out": narrow}, init, self.head_bias),
                 "norm": self.stack.block.norm_spec({"norm": narrow}),
                 "bias": Param((self.vocab_size,), ("vocab",), Constant(), role="vector"),
             }
@@ -153,10 +179,10 @@ class Encoder:
         cache: None = None,
         capture: tuple[str, ...] = (),
     ) -> Output:
-        """Hidden states [B, L, D] in `dtype`.
+        """Hidden states [B, L, D] in `dtype`, normalised.
 
         `batch` has tokens_BL and may have types_BL (0 without), positions_BL (otherwise the index in the row) and
-        documents_BL (attention stays inside equal numbers; -1 is padding). `key` turns dropout on.
+        documents_BL (attention stays inside equal numbers; -1 is padding, which no token sees). `key` turns dropout on.
         capture=("hidden_states",) adds [layers + 1, B, L, D]: the embeddings and what each layer leaves.
         """
         for name in capture:
@@ -164,12 +190,14 @@ class Encoder:
                 raise unknown("capture", name, CAPTURES)
         tokens_BL = batch["tokens_BL"]
         length = tokens_BL.shape[1]
-        if length > self.max_len:
+        if self.max_len is not None and length > self.max_len:
             raise UsageError(
                 f"a sequence of {length} tokens is longer than max_len={self.max_len}: raise model.max_len"
             )
-        positions = batch.get("positions_BL", jnp.arange(length)[None, :]) + self.position_offset
-        x = embed(params["embed"], tokens_BL, self.dtype) + embed(params["positions"], positions, self.dtype)
+        positions = batch.get("positions_BL", jnp.arange(length)[None, :])
+        x = embed(params["embed"], tokens_BL, self.dtype)
+        if self.positions == "learned":
+            x = x + embed(params["positions"], positions + self.position_offset, self.dtype)
         if self.types:
             x = x + embed(params["types"], batch.get("types_BL", jnp.zeros_like(tokens_BL)), self.dtype)
         x = dropout(self.stack.block.normalize(params["embed_norm"], x), self.embed_dropout, fold(key, 0))
@@ -177,10 +205,15 @@ class Encoder:
             x = linear(params["embed_map"], x)
         x = constrain(x, "batch", "length", "act_embed")
         documents = batch.get("documents_BL")
-        context = Context(documents=None if documents is None else (documents, documents))
+        # What padding itself sees matters only where its own state is read, as from the first or last place.
+        pair = None if documents is None else (jnp.maximum(documents, 0), documents)
+        context = Context(self._tables(positions), documents=pair)
         stacked = self.stack.apply(params, x, context, key=key, capture=bool(capture))
+        x = stacked.x
+        if self.norm_place != "post":
+            x = self.stack.block.normalize(params["final_norm"], x)
         captured = {} if stacked.states is None else {"hidden_states": stacked.states}
-        return Output(stacked.x, None, stacked.aux, captured)
+        return Output(x, None, stacked.aux, captured)
 
     def attention_flops(self, length: int) -> float:
         """Forward floating-point operations a token in the two products of attention."""
@@ -205,6 +238,17 @@ class Encoder:
         """[B, L] in float32: above zero where the token seems replaced."""
         y = activation(self.activation, linear(params["detect"]["dense"], x_BLD))
         return linear(params["detect"]["out"], y)[..., 0].astype(jnp.float32)
+
+    def _tables(self, positions: jax.Array) -> dict[Any, tuple[jax.Array, jax.Array]]:
+        if self.positions != "rotary":
+            return {}
+        block = self.stack.block
+        rotations = {block.rotation(layer) for layer in self.stack.layers}
+        return {rotation: rotary_table(positions, block.head_dim, *rotation) for rotation in rotations}
+
+    def _rotation_settings(self) -> set[Any]:
+        layers = (*self.prefix, *self.pattern)
+        return {self.rope_base, self.rope_scaling} | {x for each in layers for x in (each.rope_base, each.rope_scaling)}
 
     @property
     def _embed_width(self) -> int:

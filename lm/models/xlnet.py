@@ -110,9 +110,9 @@ class XLNet:
         `batch` has tokens_BL and may have order_BL (each token's place in the factorisation order: the content
         stream sees places up to its own, the query stream those below), blocked_BLL (true where a query, the second
         dimension, must not see a key), picks_BP, documents_BL (attention stays inside equal numbers; the memory
-        belongs to document 0) and types_BL (segments, of which only same or different counts; the memory's is 0). A
-        `cache` is the memory, see `carry_spec`. capture=("hidden_states",) adds [layers + 1, B, L, D] of the content
-        stream and, with picks_BP, "query_states" [layers + 1, B, P, D].
+        belongs to document 0, and -1 is padding, which no other token sees) and types_BL (segments, of which only same
+        or different counts; the memory's is 0). A `cache` is the memory, see `carry_spec`. capture=("hidden_states",)
+        adds [layers + 1, B, L, D] of the content stream and, with picks_BP, "query_states" [layers + 1, B, P, D].
         """
         for name in capture:
             if name not in CAPTURES:
@@ -147,6 +147,19 @@ class XLNet:
         out = dropout(h if g is None else g, self.dropout, fold(key, 4))
         cache = None if cache is None else self._remember(cache, entered)
         return Output(constrain(out, "batch", "length", "act_embed"), cache, captured=captured)
+
+    def next_hidden(self, params: dict[str, Any], tokens_BL: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        """[B, D] that predicts the token at place `lengths_B`, from those before it in full: ids from there on count
+        for nothing. Raises UsageError with `same_length`, which shows as many tokens as there are in a memory.
+        """
+        if self.same_length:
+            raise UsageError("same_length=True lets a token see nothing where there is no memory: set it to False")
+        batch = {
+            "tokens_BL": tokens_BL,
+            "order_BL": (jnp.arange(tokens_BL.shape[1])[None, :] >= lengths_B[:, None]).astype(jnp.int32),
+            "picks_BP": lengths_B[:, None],
+        }
+        return self.apply(params, batch).hidden_BLD[:, 0]
 
     def carry_spec(self, batch_size: int) -> dict[str, Any]:
         """{"memory" [layers, B, M, D]: what entered each layer, "length" [B]: how many of its last slots are filled}.
@@ -237,7 +250,8 @@ class XLNet:
             seen = seen & ~_beside(batch["blocked_BLL"].astype(bool), M, False)
         if "documents_BL" in batch:
             documents = batch["documents_BL"]
-            seen = seen & (documents[:, :, None] == jnp.pad(documents, ((0, 0), (M, 0)))[:, None, :])
+            own_BL = jnp.maximum(documents, 0)  # Padding itself sees document 0.
+            seen = seen & (own_BL[:, :, None] == jnp.pad(documents, ((0, 0), (M, 0)))[:, None, :])
         return seen, own
 
     def _layer(self, p, h, g, memory_BMD, context, key):

@@ -1,5 +1,7 @@
 """BERT's family against transformers: the same numbers from the same file, and the same file from the same numbers."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -24,6 +26,30 @@ BERT = {
 }
 DISTIL = {"vocab_size": V, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 20}
 ALBERT = BERT | {"embedding_size": 16, "num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2}
+MODERN = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "local_attention": 6,
+    "pad_token_id": 0,
+}
+MODERN_ODD = {
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "num_hidden_layers": 3,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e4},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+    },
+    "norm_bias": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "classifier_bias": True,
+    "hidden_activation": "silu",
+    "classifier_activation": "relu",
+    "tie_word_embeddings": False,
+}
 ROWS = {
     "bert": ("BertForMaskedLM", BERT),
     "bert_odd": ("BertForMaskedLM", BERT | {"hidden_act": "relu", "type_vocab_size": 3, "tie_word_embeddings": False}),
@@ -36,6 +62,9 @@ ROWS = {
     "electra": ("ElectraForMaskedLM", BERT | {"embedding_size": 16}),
     "electra_wide": ("ElectraForPreTraining", BERT | {"embedding_size": 32}),
     "electra_discriminator": ("ElectraForPreTraining", BERT | {"embedding_size": 16, "hidden_act": "relu"}),
+    "modernbert": ("ModernBertForMaskedLM", MODERN),
+    "modernbert_odd": ("ModernBertForMaskedLM", MODERN | MODERN_ODD),
+    "modernbert_no_norm_first": ("ModernBertForMaskedLM", MODERN | {"num_hidden_layers": 1, "local_attention": 7}),
 }
 
 
@@ -152,3 +181,18 @@ def test_what_is_saved_is_the_same_for_both(row, tmp_path):
     assert numbers(read) == numbers(model)
     ours = tree.flatten(found)
     assert all(np.array_equal(a, ours[path]) for path, a in tree.flatten(params).items())
+
+
+def test_both_spellings_of_modernbert_give_the_same_model(tmp_path):
+    config = transformers.ModernBertConfig(**MODERN, local_rope_theta=500.0, global_attn_every_n_layers=2)
+    transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path)
+    model, params = lm.load(tmp_path)
+    windows = [(layer.window, layer.rope_base) for layer in model.stack.layers]
+    assert windows == [(None, None), (4, 500.0)] * 2 + [(None, None)] and model.rope_base == 160_000
+    assert model.context_limit is None
+    lm.interop.save(tmp_path, model, params)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    for names in (("layer_types", "rope_parameters"), ("global_attn_every_n_layers", "global_rope_theta")):
+        path.write_text(json.dumps({name: value for name, value in written.items() if name not in names}))
+        assert numbers(lm.load(tmp_path)[0]) == numbers(model)

@@ -1,12 +1,12 @@
 """XLNet's classes against transformers, with what other families do not have: orders, targets, segments and memory."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lm
 from lm.core import tree
+from lm.core.errors import UsageError
+from lm.generate.sample import generate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -37,39 +37,62 @@ def row(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("used", ["", "types", "types mems", "mask", "perm picks", "perm picks types mems mask"])
-def test_logits_and_memory_agree(row, used):
+def test_outputs_agree_at_every_place_even_of_padding(row, used):
     module, model, params = row
     if model.causal and ("mask" in used or "perm" in used):
         pytest.skip("transformers adds a row's mask in place to one of all rows, and fails")
     rng = np.random.default_rng(0)
-    ids, types = rng.integers(3, V, (B, L)), rng.integers(0, 3, (B, L))
-    mask, perm = np.ones((B, L), np.int32), (rng.random((B, L, L)) < 0.4).astype(np.float32)
-    mask[1, :3] = 0
-    memory = rng.standard_normal((2, B, 5, 32)).astype(np.float32)
-    theirs, ours, cache = {"input_ids": torch.tensor(ids), "use_mems": "mems" in used}, {"tokens_BL": ids}, None
-    seen = np.ones((B, L), bool)
-    if "types" in used:
-        theirs["token_type_ids"], ours["types_BL"] = torch.tensor(types), types
-    if "mask" in used:
-        theirs["attention_mask"], ours["documents_BL"], seen = torch.tensor(mask).float(), mask - 1, mask > 0
-    if "perm" in used:
-        mapping = np.eye(L, dtype=np.float32)[PICKS][None].repeat(B, 0)
-        theirs |= {"perm_mask": torch.tensor(perm), "target_mapping": torch.tensor(mapping)}
-        ours |= {"blocked_BLL": perm, "picks_BP": np.array([PICKS] * B)}
+    mask = np.ones((B, L), np.float32)
+    mask[1, :3] = mask[2, 8:] = 0
+    known = {
+        "types": ("token_type_ids", rng.integers(0, 3, (B, L))),
+        "mask": ("attention_mask", mask),
+        "perm": ("perm_mask", (rng.random((B, L, L)) < 0.4).astype(np.float32)),
+        "picks": ("target_mapping", np.eye(L, dtype=np.float32)[PICKS][None].repeat(B, 0)),
+        "mems": ("mems", rng.standard_normal((2, 5, B, 32)).astype(np.float32)),
+    }
+    inputs = {"input_ids": rng.integers(3, V, (B, L))} | dict(known[name] for name in used.split())
+    theirs = {name: torch.tensor(array) for name, array in inputs.items()}
     if "mems" in used:
-        theirs["mems"] = [torch.tensor(m.transpose(1, 0, 2)) for m in memory]
-        cache = {"memory": jnp.asarray(memory), "length": jnp.full(B, 5)}
+        theirs["mems"] = list(theirs["mems"])
     with torch.no_grad():
-        expected = module(**theirs)
-    out = model.apply(params, jax.tree.map(jnp.asarray, ours), cache=cache)
-    logits = np.asarray(model.logits(model.head(params), out.hidden_BLD))
-    rows = seen[:, PICKS] if "picks" in used else seen
-    error = np.abs(logits - expected.logits.numpy())[rows].max()
-    assert error <= 1e-5 * np.abs(expected.logits.numpy()[rows]).max()
-    if cache is not None:
-        kept = np.stack([m.numpy().transpose(1, 0, 2) for m in expected.mems])
-        whole = (mask > 0).all(1)
-        np.testing.assert_allclose(out.cache["memory"][:, whole], kept[:, whole], atol=1e-5)
+        expected = module(**theirs, output_hidden_states=True)
+    out = lm.interop.forward(model, params, **inputs)
+    pairs = [(out["logits"], expected.logits), *zip(out["hidden_states"], expected.hidden_states, strict=True)]
+    if "mask" not in used:
+        pairs += zip(out["mems"], expected.mems, strict=True)
+    for ours, other in pairs:
+        assert np.abs(ours - other.numpy()).max() <= 1e-5 * max(1, np.abs(other.numpy()).max())
+
+
+def test_a_mapping_that_mixes_tokens_is_refused(row):
+    _, model, params = row
+    with pytest.raises(UsageError, match="target_mapping must choose one token"):
+        lm.interop.forward(model, params, input_ids=np.ones((B, L), int), target_mapping=np.full((B, 1, L), 1 / L))
+
+
+def test_greedy_generation_is_that_of_full_recomputation(row):
+    module, model, params = row
+    if model.same_length:
+        with pytest.raises(UsageError, match="same_length=True"):
+            generate(model, params, [[5, 6]], 1)
+        return
+    if model.two_directions:
+        prompts = [[5, 6, 7], [8, 9, 10, 11]]  # An even number of rows: the second half reads backwards.
+    else:
+        prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
+    rows = generate(model, params, prompts, 6, temperature=0)
+    for i, (prompt, new) in enumerate(zip(prompts, rows, strict=True)):
+        ids = list(prompt)
+        for token in new:
+            n, repeats = len(ids) + 1, 2 if model.two_directions else 1
+            perm, mapping = torch.zeros(repeats, n, n), torch.zeros(repeats, 1, n)
+            perm[:, :, -1] = mapping[:, 0, -1] = 1
+            with torch.no_grad():
+                dummy = torch.tensor([[*ids, 0]] * repeats)
+                logits = module(dummy, perm_mask=perm, target_mapping=mapping, use_mems=False).logits
+            assert token == logits[i if model.two_directions else 0, 0].argmax().item()
+            ids.append(int(token))
 
 
 def test_what_is_saved_is_the_same_for_both(row, tmp_path):
