@@ -9,6 +9,7 @@ documents begin. The manifest holds size and sha256 of every file, so that a dam
 import bisect
 import contextlib
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -23,7 +24,7 @@ import numpy as np
 
 from lm.core import files
 from lm.core.errors import UsageError, unknown
-from lm.data import clean, shards, sources, tokenizers
+from lm.data import clean, shards, sources, tokenizers, words
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -36,8 +37,8 @@ Progress = Callable[[str, int, int], None]  # (stage, characters done, character
 class Split:
     """One split of a corpus: the tokens of all its shards as one sequence."""
 
-    def __init__(self, folder: pathlib.Path, name: str, entries: list[dict[str, Any]], text_bytes: int):
-        self.name, self.text_bytes = name, text_bytes
+    def __init__(self, corpus: "Corpus", name: str, entries: list[dict[str, Any]], text_bytes: int):
+        self.name, self.text_bytes, self._corpus, folder = name, text_bytes, corpus, corpus.folder
         self.tokens = sum(entry["tokens"] for entry in entries)
         self.documents = sum(entry["documents"] for entry in entries)
         self._ends = list(itertools.accumulate(entry["tokens"] for entry in entries))
@@ -60,6 +61,31 @@ class Split:
         if len(found) == 1:
             return found[0]
         return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def bounds(self, position: int) -> tuple[int, int]:
+        """(first, end) of the document that holds the token at `position`, which may go over several shards."""
+        shard, first, end = bisect.bisect_right(self._ends, position), 0, self.tokens
+        for k in range(shard, -1, -1):
+            local = shards.map_array(*self._starts[k])
+            if (i := local.searchsorted(position - self._base(k), "right")) > 0:
+                first = self._base(k) + int(local[i - 1])
+                break
+        for k in range(shard, len(self._ends)):
+            local = shards.map_array(*self._starts[k])
+            if (i := local.searchsorted(position - self._base(k), "right")) < len(local):
+                end = self._base(k) + int(local[i])
+                break
+        return first, end
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends each document, where the tokenizer has one."""
+        return self._corpus.manifest["tokenizer"]["eos_id"]
+
+    @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        """bool [vocabulary]: which ids begin a word."""
+        return words.word_starts(self._corpus.tokenizer())
 
     def _spans(self, start: int, length: int) -> list[tuple[int, int, int]]:
         """(shard, first, end) of the parts of a window."""
@@ -109,7 +135,7 @@ class Corpus:
         if not by_split:
             raise KeyError("shards")
         texts = self.manifest["splits"]
-        self.splits = {k: Split(self.folder, k, found, texts[k]["text_bytes"]) for k, found in by_split.items()}
+        self.splits = {k: Split(self, k, found, texts[k]["text_bytes"]) for k, found in by_split.items()}
 
     @property
     def digest(self) -> str:

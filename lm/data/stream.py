@@ -44,7 +44,8 @@ class Objective(Protocol):
 
     `corrupt` takes a row of "tokens" [window] int32, "documents" [window] int32 (counted from 0 in the row,
     -1 at padding, which must get no weight), "index", and the "split" that they come from, for an objective that
-    needs other places of the text too. It returns arrays by their names in a batch; those that count are "weights_*".
+    needs other places of the text too, with the "start" of the window in it and the "epoch". It returns arrays by
+    their names in a batch; those that count are "weights_*". One that pairs documents has `least_documents`.
     """
 
     def window(self, seq_len: int) -> int: ...
@@ -72,11 +73,17 @@ class Stream:
         check_choice("data.order", self.order, ORDERS)
         if self.order == "lanes" and not self.batch_size:
             raise UsageError("data.order=lanes needs the batch size")
-        shortest = self.window if self.order != "sequential" else self.window - self.seq_len + 1
+        shortest = self.window if self.order != "sequential" else self.window - self.stride + 1
         if self.split.tokens < shortest:
             raise UsageError(
                 f"split {self.split.name} has {self.split.tokens} tokens, fewer than a window of {shortest}: "
                 f"lower seq_len={self.seq_len}, or build a larger corpus"
+            )
+        least = getattr(self.objective, "least_documents", 1)
+        if self.split.documents < least:
+            raise UsageError(
+                f"split {self.split.name} has {self.split.documents} document, fewer than the {least} that the "
+                "objective pairs: build the corpus from several (lines:, jsonl:, or text: with a pattern)"
             )
         _ = self.examples
 
@@ -85,9 +92,14 @@ class Stream:
         return self.objective.window(self.seq_len)
 
     @property
+    def stride(self) -> int:
+        """The tokens from one window to the next: fewer than seq_len where an objective adds its own to a row."""
+        return min(self.seq_len, self.window)
+
+    @property
     def examples(self) -> int:
         """The examples of one epoch."""
-        size = self.split.tokens, self.seq_len, self.window
+        size = self.split.tokens, self.stride, self.window
         if self.order == "lanes":
             return self._lanes * order.lane_steps(*size, self._lanes)
         return {"shuffled": order.shuffled_examples, "sequential": order.sequential_examples}[self.order](*size)
@@ -100,18 +112,22 @@ class Stream:
     def examples_at(self, index: np.ndarray, keys: np.ndarray) -> list[Rows]:
         """The examples at `index` of this stream, corrupted as examples `keys` of the run."""
         window = self.window
-        size = self.split.tokens, self.seq_len, window
+        size = self.split.tokens, self.stride, window
         resets = None
         if self.order == "shuffled":
             starts = order.shuffled(index, *size, self.seed)
         elif self.order == "lanes":
             starts, resets = order.lanes(index, *size, self._lanes)
         else:
-            starts = index * self.seq_len
-        rngs = zip(generators(self.seed, keys.tolist()), keys.tolist(), starts.tolist(), strict=True)
-        known = {"split": self.split}
+            starts = index * self.stride
+        epochs = index // self.examples
+        known = (
+            {"split": self.split, "index": key, "start": start, "epoch": epoch}
+            for key, start, epoch in zip(keys.tolist(), starts.tolist(), epochs.tolist(), strict=True)
+        )
         rows = [
-            self.objective.corrupt(rng, self._row(start, window) | known | {"index": key}) for rng, key, start in rngs
+            self.objective.corrupt(rng, self._row(place["start"], window) | place)
+            for rng, place in zip(generators(self.seed, keys.tolist()), known, strict=True)
         ]
         return rows if resets is None else [row | {"resets_B": r} for row, r in zip(rows, resets, strict=True)]
 
@@ -122,7 +138,7 @@ class Stream:
 
     def _row(self, start: int, window: int) -> dict[str, Any]:
         length = min(window, self.split.tokens - start)
-        if length <= window - self.seq_len:  # Context alone: there is nothing left to predict.
+        if length <= window - self.stride:  # Context alone: there is nothing left to predict.
             return {"tokens": np.zeros(window, np.int32), "documents": np.full(window, PADDING, np.int32)}
         tokens = self.split.window(start, length)
         documents = _documents(self.split.starts(start, length), length)

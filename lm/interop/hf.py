@@ -17,6 +17,7 @@ from lm.core.errors import UsageError
 from lm.core.params import Param
 from lm.interop import safetensors
 from lm.interop.fields import Fields
+from lm.models.electra import Electra
 
 # The first that can express a model does.
 FAMILIES = (
@@ -104,9 +105,10 @@ def save(
     """The class name of the folder that was made: config.json, for transformers 4.x and 5.x, and float32 safetensors.
 
     `architecture` asks for a class; else it is the first of the families' that expresses the model exactly. Rows of
-    the vocabulary that stand for no token are left out. Raises UsageError where no class expresses the model.
+    the vocabulary that stand for no token are left out; of an Electra, what the class is not for is too. Raises
+    UsageError where no class expresses the model.
     """
-    model, params = _without_padding(model, params)
+    model, params = _without_padding(*part(model, params, architecture))
     architecture, family, config = express(model, architecture)
     spec = tree.flatten(model.spec())
     shapes = {entry.name: _file_shape(entry, spec) for entry in family.tensors(model, architecture)}
@@ -115,6 +117,14 @@ def save(
     safetensors.write(path, named(model, params, architecture), shapes, shard_bytes)
     files.write_json(path / CONFIG, config)
     return architecture
+
+
+def part(model: Any, params: dict[str, Any], architecture: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """(model, params) of what one class holds: of an Electra its discriminator, or for its class the generator."""
+    if not isinstance(model, Electra):
+        return model, params
+    name = "generator" if architecture == "ElectraForMaskedLM" else "discriminator"
+    return model.parts[name], model.part_params(params, name)
 
 
 def named(model: Any, params: dict[str, Any], architecture: str) -> Iterator[tuple[str, np.ndarray]]:

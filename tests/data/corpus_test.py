@@ -58,6 +58,15 @@ def test_any_window_is_a_slice_of_the_whole(folder):
         assert np.array_equal(split.window(int(start), length), tokens[start : start + length])
         inside = starts[(starts >= start) & (starts < start + length)] - start
         assert np.array_equal(split.starts(int(start), length), inside)
+
+
+def test_every_token_knows_its_document_across_shards(folder):
+    split = corpus.Corpus(folder).split("train")
+    starts = np.append(split.starts(0, split.tokens), split.tokens)
+    for position in range(split.tokens):
+        k = np.searchsorted(starts, position, "right")
+        assert split.bounds(position) == (starts[k - 1], starts[k])
+    assert split.eos_id == corpus.Corpus(folder).tokenizer().eos_id and split.word_starts.all()
     for start, length in ((-1, 2), (0, split.tokens + 1), (split.tokens, 1), (3, 0)):
         with pytest.raises(ValueError, match="outside"):
             split.window(start, length)

@@ -26,14 +26,17 @@ class Causal:
 
     def corrupt(self, rng, row):
         tokens, documents = row["tokens"], row["documents"]
-        end = len(tokens) - self.extra
+        after = max(self.extra, 0)
+        end = len(tokens) - after
         return {
             "tokens_BL": tokens[:end],
-            "targets_BL": tokens[self.extra :],
-            "weights_BL": (documents[self.extra :] >= 0).astype(np.float32),
+            "targets_BL": tokens[after:],
+            "weights_BL": (documents[after:] >= 0).astype(np.float32),
             "documents_BL": documents[:end],
             "noise_B": rng.random(),
             "index_B": np.int64(row["index"]),
+            "start_B": np.int64(row["start"]),
+            "epoch_B": np.int64(row["epoch"]),
         }
 
 
@@ -289,3 +292,27 @@ def test_data_goes_through_json_and_overrides():
     data = config.override_all(Data(), ["mixture=(('a', 3), ('b', 1))", "seed=4", "order=lanes"])
     assert data == Data(mixture=(("a", 3), ("b", 1)), seed=4, order="lanes")
     assert config.from_json(config.to_json(data)) == data
+
+
+@pytest.mark.parametrize("how", stream.ORDERS)
+@pytest.mark.parametrize("tokens", [126, 127, 128, 129, 500])
+def test_windows_shorter_than_a_row_cover_the_text_without_gaps(folder, how, tokens):
+    """An objective that adds two tokens of its own to a row takes fewer than seq_len of the text."""
+    split = build(folder, [tokens - 1], f"short{tokens}").split("train")
+    assert split.tokens == tokens  # With the document's end.
+    rows = Stream(split, Causal(extra=-2), 16, order=how, batch_size=2)
+    examples = rows.examples_at(np.arange(rows.examples), np.arange(rows.examples))
+    assert all(len(example["tokens_BL"]) == 14 for example in examples)
+    starts = [e["start_B"] for e in examples]
+    assert sorted(set(np.diff(sorted(starts)))) in ([14], [])
+    if how == "sequential":
+        assert starts[0] == 0 and starts[-1] < split.tokens <= starts[-1] + 14
+
+
+def test_a_row_knows_its_place_and_epoch(split):
+    rows = Stream(split, Causal(), 16)
+    for example in rows.examples_at(np.array([3, rows.examples + 3]), np.array([70, 71])):
+        epoch = example["epoch_B"]
+        start = order.shuffled(np.array([3 + epoch * rows.examples]), split.tokens, 16, 17, 0)[0]
+        assert example["start_B"] == start and np.array_equal(split.window(start, 16), example["tokens_BL"])
+    assert [e["epoch_B"] for e in rows.examples_at(np.array([3, rows.examples + 3]), np.array([0, 1]))] == [0, 1]
