@@ -9,6 +9,7 @@ documents begin. The manifest holds size and sha256 of every file, so that a dam
 import bisect
 import contextlib
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -36,8 +37,15 @@ Progress = Callable[[str, int, int], None]  # (stage, characters done, character
 class Split:
     """One split of a corpus: the tokens of all its shards as one sequence."""
 
-    def __init__(self, folder: pathlib.Path, name: str, entries: list[dict[str, Any]], text_bytes: int):
-        self.name, self.text_bytes = name, text_bytes
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        name: str,
+        entries: list[dict[str, Any]],
+        text_bytes: int,
+        tokenizer: Callable[[], tokenizers.Tokenizer],
+    ):
+        self.name, self.text_bytes, self._tokenizer = name, text_bytes, tokenizer
         self.tokens = sum(entry["tokens"] for entry in entries)
         self.documents = sum(entry["documents"] for entry in entries)
         self._ends = list(itertools.accumulate(entry["tokens"] for entry in entries))
@@ -60,6 +68,11 @@ class Split:
         if len(found) == 1:
             return found[0]
         return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    @functools.cached_property
+    def sentence_ends(self) -> np.ndarray:
+        """bool [vocab]: the ids that end a sentence, a line or a document."""
+        return self._tokenizer().sentence_ends
 
     def _spans(self, start: int, length: int) -> list[tuple[int, int, int]]:
         """(shard, first, end) of the parts of a window."""
@@ -109,7 +122,7 @@ class Corpus:
         if not by_split:
             raise KeyError("shards")
         texts = self.manifest["splits"]
-        self.splits = {k: Split(self.folder, k, found, texts[k]["text_bytes"]) for k, found in by_split.items()}
+        self.splits = {k: Split(self.folder, k, v, texts[k]["text_bytes"], self.tokenizer) for k, v in by_split.items()}
 
     @property
     def digest(self) -> str:

@@ -10,7 +10,8 @@ from lm.core.errors import UsageError
 from lm.data.tokenizers import Tokenizer
 
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[SEP]")
-_SYNONYMS = {  # Of RoBERTa, BART and XLNet for the names of BERT.
+_SYNONYMS = {  # Of RoBERTa, BART and XLNet for the names of BERT, and the other way round.
+    "<pad>": ("[PAD]",),
     "[MASK]": ("<mask>",),
     "[CLS]": ("<cls>", "<s>"),
     "[SEP]": ("<sep>", "</s>"),

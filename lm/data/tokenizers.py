@@ -24,6 +24,7 @@ KINDS = ("byte", "char", "word", "bpe", "unigram")
 UNKNOWN, END = "<unk>", "<eos>"
 _PIECES_SIZE = 8192  # For bpe and unigram without a size.
 _BLOCK_CHARACTERS = 1 << 18  # What SentencePiece gets at once: its memory is some 100 bytes a character.
+_STOPS, _CLOSING = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f"), " \"')]\u201d\u2019\u300d\u300f"
 _SPACE_MARK = "\u2581"  # SentencePiece writes it for a space and cannot tell the two apart.
 
 
@@ -64,6 +65,15 @@ class Tokenizer(Protocol):
     @property
     def pieces(self) -> list[str]:
         return [self.piece(i) for i in range(self.vocab_size)]
+
+    @property
+    def sentence_ends(self) -> np.ndarray:
+        """bool [vocab]: the ids whose text ends a sentence or a line, and the one that ends a document."""
+        texts = (self.decode([i]) for i in range(self.vocab_size))
+        ends = np.array(["\n" in text or text.rstrip(_CLOSING).endswith(_STOPS) for text in texts])
+        if self.eos_id is not None:
+            ends[self.eos_id] = True
+        return ends
 
     @property
     def digest(self) -> str:
@@ -221,6 +231,11 @@ class Pieces(Tokenizer):
 
     def piece(self, index: int) -> str:
         return self._model.id_to_piece(index)
+
+    def special(self, name: str) -> int | None:
+        """Of the control pieces, which no text becomes: "</s>"."""
+        index = self._model.piece_to_id(name)
+        return index if self._model.is_control(index) and self.piece(index) == name else None
 
     def serialize(self) -> bytes:
         return self._content
