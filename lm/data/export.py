@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm.core.errors import UsageError
-from lm.data.huggingface import proto, ranked_merges
 from lm.data.pretrained import Pretrained
+from lm.data.spiece import SPACE, proto, ranked_merges
 from lm.data.tokenizers import END, UNKNOWN, Byte, Char, Pieces, Tokenizer, Word
-
-_SPACE = "\u2581"
 
 
 def tokenizer_json(tokenizer: Tokenizer, extra: Sequence[str] = ()) -> bytes:
@@ -79,7 +77,7 @@ def _pieces(tokenizer):
     model = proto(tokenizer.serialize())
     for piece in model.pieces:
         # With spaces as they are, SentencePiece's sign for one is a character like any other, and spelled in bytes.
-        piece.piece = piece.piece.replace(_SPACE, " ")
+        piece.piece = piece.piece.replace(SPACE, " ")
     apart = ["\n"]
     if tokenizer.kind == "unigram":
         made = Tokenizer(models.Unigram([(p.piece, p.score) for p in model.pieces], model.trainer_spec.unk_id, True))

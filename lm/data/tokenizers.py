@@ -19,7 +19,7 @@ import numpy as np
 
 from lm.core import files
 from lm.core.errors import UsageError, check_choice
-from lm.data import clean, huggingface
+from lm.data import clean, huggingface, spiece
 
 KINDS = ("byte", "char", "word", "bpe", "unigram", "wordpiece")
 UNKNOWN, END = "<unk>", "<eos>"
@@ -400,7 +400,7 @@ def _sample(documents: Iterable[str], limit: int, seed: int) -> list[str]:
 
 
 def _model_kind(model: bytes) -> str:
-    return {1: "unigram", 2: "bpe"}.get(huggingface.proto(model).trainer_spec.model_type, "bpe")
+    return {1: "unigram", 2: "bpe"}.get(spiece.proto(model).trainer_spec.model_type, "bpe")
 
 
 def _words(text: str) -> list[str]:
