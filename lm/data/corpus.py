@@ -87,6 +87,11 @@ class Split:
         """bool [vocabulary]: which ids begin a word."""
         return words.word_starts(self._corpus.tokenizer())
 
+    @functools.cached_property
+    def sentence_ends(self) -> np.ndarray:
+        """bool [vocab]: the ids that end a sentence, a line or a document."""
+        return words.sentence_ends(self._corpus.tokenizer())
+
     def _spans(self, start: int, length: int) -> list[tuple[int, int, int]]:
         """(shard, first, end) of the parts of a window."""
         if start < 0 or length < 1 or start + length > self.tokens:

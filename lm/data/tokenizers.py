@@ -1,7 +1,8 @@
 """Text to ids and back: bytes, characters, words, and lossless SentencePiece pieces.
 
-bpe and unigram give back every text exactly, and word gives back its words and line ends. A tokenizer is one
-file, `tokenizer.model` for SentencePiece's two kinds and `tokenizer.json` for the others.
+bpe and unigram give back every text exactly, word its words and line ends, and wordpiece what BERT's form keeps (see
+lm.data.pretrained.train_wordpiece). A tokenizer is one file, `tokenizer.model` for SentencePiece's two kinds and
+`tokenizer.json` for the others.
 """
 
 import collections
@@ -18,11 +19,11 @@ import numpy as np
 
 from lm.core import files
 from lm.core.errors import UsageError, check_choice
-from lm.data import clean
+from lm.data import clean, huggingface, spiece
 
-KINDS = ("byte", "char", "word", "bpe", "unigram")
+KINDS = ("byte", "char", "word", "bpe", "unigram", "wordpiece")
 UNKNOWN, END = "<unk>", "<eos>"
-_PIECES_SIZE = 8192  # For bpe and unigram without a size.
+_PIECES_SIZE = 8192  # For bpe, unigram and wordpiece without a size.
 _BLOCK_CHARACTERS = 1 << 18  # What SentencePiece gets at once: its memory is some 100 bytes a character.
 _SPACE_MARK = "\u2581"  # SentencePiece writes it for a space and cannot tell the two apart.
 
@@ -222,6 +223,11 @@ class Pieces(Tokenizer):
     def piece(self, index: int) -> str:
         return self._model.id_to_piece(index)
 
+    def special(self, name: str) -> int | None:
+        """Of the control pieces, which no text becomes: "</s>"."""
+        index = self._model.piece_to_id(name)
+        return index if self._model.is_control(index) and self.piece(index) == name else None
+
     def serialize(self) -> bytes:
         return self._content
 
@@ -253,13 +259,16 @@ def train(
     *,
     seed: int = 0,
     sample_characters: int = 16_000_000,
+    lowercase: bool = False,
 ) -> Tokenizer:
     """A tokenizer of `vocab_size` ids, which is the same for the same arguments.
 
-    char and word without a size keep every type; with one, the most frequent and `<unk>`. bpe and unigram
-    (8,192 without a size) learn from a random sample of at most `sample_characters`.
+    char and word without a size keep every type; with one, the most frequent and `<unk>`. bpe, unigram and wordpiece
+    (8,192 without a size) learn from a random sample of at most `sample_characters`. `lowercase` is wordpiece's alone.
     """
     check_choice("kind of tokenizer", kind, KINDS)
+    if lowercase and kind != "wordpiece":
+        raise UsageError(f"lowercase=True has no effect on kind {kind}, which keeps the text: leave it out")
     if kind == "byte":
         if vocab_size not in (None, 256):
             raise UsageError(f"kind byte has 256 ids, not vocab_size={vocab_size}: leave the size out")
@@ -268,17 +277,25 @@ def train(
         return _train_char(documents, vocab_size)
     if kind == "word":
         return _train_word(documents, vocab_size)
-    return _train_pieces(kind, _sample(documents, sample_characters, seed), vocab_size or _PIECES_SIZE)
+    sample, size = _sample(documents, sample_characters, seed), vocab_size or _PIECES_SIZE
+    if kind == "wordpiece":
+        from lm.data import pretrained
+
+        return pretrained.train_wordpiece(sample, size, lowercase)
+    return _train_pieces(kind, sample, size)
 
 
 def load(name: str | os.PathLike) -> Tokenizer:
-    """The tokenizer of a file, or of a folder that holds one; raises UsageError where it cannot be read."""
+    """The tokenizer of a file, or of a folder that holds one: a run's, a corpus's or Hugging Face's.
+
+    Raises UsageError where it cannot be read.
+    """
     path = files.path(name)
     if path.is_dir():
-        found = [path / f for f in (Pieces.file_name, Byte.file_name) if (path / f).exists()]
-        if not found:
-            raise UsageError(f"{path} holds no {Pieces.file_name} and no {Byte.file_name}")
-        path = found[0]
+        own = [path / f for f in (Pieces.file_name, Byte.file_name) if (path / f).exists()]
+        if not own or huggingface.is_folder(path):
+            return deserialize(huggingface.tokenizer_json(path), str(path))
+        path = own[0]
     if not path.exists():
         raise UsageError(f"there is no tokenizer file {path}; or give a kind, one of {', '.join(KINDS)}")
     return deserialize(path.read_bytes(), str(path))
@@ -373,10 +390,7 @@ def _sample(documents: Iterable[str], limit: int, seed: int) -> list[str]:
 
 
 def _model_kind(model: bytes) -> str:
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]  # Made at import.
-    return {1: "unigram", 2: "bpe"}.get(proto.trainer_spec.model_type, "bpe")
+    return {1: "unigram", 2: "bpe"}.get(spiece.proto(model).trainer_spec.model_type, "bpe")
 
 
 def _words(text: str) -> list[str]:

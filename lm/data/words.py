@@ -1,4 +1,4 @@
-"""Which ids of a vocabulary begin a word."""
+"""Which ids of a vocabulary begin a word, and which end a sentence."""
 
 import re
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 
 # How pieces of the kinds of tokenizers show a word's begin, or with "##" its continuation.
 _MARKS = ("\u2581", "\u0120", "##")  # SentencePiece, byte-level BPE, WordPiece.
+_STOPS, _CLOSING = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f"), " \"')]\u201d\u2019\u300d\u300f"
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
@@ -24,6 +25,15 @@ def word_starts(tokenizer: Any) -> np.ndarray:
     if count and mark == "##":
         return np.array([not piece.startswith(mark) for piece in pieces])
     return np.array([bool(count) and piece.startswith(mark) or _stands_alone(piece) for piece in pieces])
+
+
+def sentence_ends(tokenizer: Any) -> np.ndarray:
+    """bool [vocabulary]: the ids whose text ends a sentence or a line, and the one that ends a document."""
+    texts = (tokenizer.decode([i]) for i in range(tokenizer.vocab_size))
+    ends = np.array(["\n" in text or text.rstrip(_CLOSING).endswith(_STOPS) for text in texts])
+    if tokenizer.eos_id is not None:
+        ends[tokenizer.eos_id] = True
+    return ends
 
 
 def _stands_alone(piece: str) -> bool:

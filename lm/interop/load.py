@@ -9,20 +9,23 @@ import jax
 from lm.core import config, tree
 from lm.core import params as specs
 from lm.core.errors import UsageError
-from lm.data import tokenizers
+from lm.data import huggingface, tokenizers
 from lm.interop import hf
 from lm.models.decoder import Decoder
+from lm.models.encdec import EncDec
+from lm.models.encoder import Encoder
 from lm.models.xlnet import XLNet
 from lm.objectives.causal import Causal
+from lm.objectives.denoise import Denoise
+from lm.objectives.mlm import MaskedLM
 from lm.objectives.permutation import Permutation
+from lm.objectives.span import SpanCorruption
 from lm.parallel import rules
 from lm.train import checkpoint, folder
 from lm.train import run as run_module
 from lm.train.checkpoint import Checkpoints
 from lm.train.optimizers import SGD
 from lm.train.run import Run, Train
-
-OBJECTIVES: dict[type, Any] = {Decoder: Causal(), XLNet: Permutation()}
 
 
 def load(name: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, dict[str, Any]]:
@@ -73,7 +76,7 @@ def _part(run: Any) -> str:
 def load_run(name: str | os.PathLike) -> Any:
     """The resolved Run that a checkpoint was saved with; of a Hugging Face folder, one that has yet to be trained."""
     if hf.is_folder(name):
-        has_tokenizer = (pathlib.Path(name) / tokenizers.Byte.file_name).exists()
+        has_tokenizer = huggingface.found(pathlib.Path(name)) is not None
         return untrained(hf.read_model(name), load_tokenizer(name) if has_tokenizer else None)
     return config.from_json(read_meta(name)["run"])
 
@@ -83,13 +86,28 @@ def untrained(model: Any, tokenizer: tokenizers.Tokenizer | None) -> Run:
 
     The objective is None where the model scores no tokens, or lacks ids that it would need.
     """
-    objective = OBJECTIVES.get(type(model))
+    objective = _objective(model)
     if objective is not None and tokenizer is not None:
         objective = run_module.with_ids(objective, tokenizer)
         if run_module.ids_in_all(objective, tokenizer) > model.vocab_size:
             objective = None
     length = min(model.context_limit or Train.seq_len, Train.seq_len)
     return Run(model, objective, optimizer=SGD(), train=Train(seq_len=length))
+
+
+def _objective(model: Any) -> Any:
+    match model:
+        case Decoder():
+            return Causal()
+        case XLNet():
+            return Permutation()
+        case Encoder() if "tokens" in model.outputs:
+            return MaskedLM()
+        case EncDec() if model.buckets is not None:
+            return SpanCorruption()
+        case EncDec() if model.positions == "learned":
+            return Denoise()
+    return None
 
 
 def read_tokenizer_digest(name: str | os.PathLike) -> str:

@@ -43,7 +43,7 @@ def _to_run(checkpoint: str, out: str) -> None:
     import jax.numpy as jnp
 
     from lm.core import config, params
-    from lm.data import tokenizers
+    from lm.data import huggingface, tokenizers
     from lm.interop import hf
     from lm.interop.load import untrained
     from lm.train import folder
@@ -51,7 +51,8 @@ def _to_run(checkpoint: str, out: str) -> None:
     from lm.train.step import State
 
     model, weights = hf.load(checkpoint)
-    tokenizer = _tokenizer_or_none(tokenizers, checkpoint)
+    has_tokenizer = huggingface.found(pathlib.Path(checkpoint)) is not None
+    tokenizer = tokenizers.load(checkpoint) if has_tokenizer else None
     run = untrained(model, tokenizer)
     slots = run.optimizer.build(model.spec()).init(weights)
     zero = jnp.zeros((), jnp.uint32)
@@ -60,7 +61,7 @@ def _to_run(checkpoint: str, out: str) -> None:
     Checkpoints(out).save(0, state, meta, wait=True)
     folder.write_config(out, run, _FROM + hf.architecture_of(checkpoint))
     if tokenizer is None:
-        print(f"{checkpoint} has no tokenizer.json: text needs one, arrays of ids do not")
+        print(f"{checkpoint} has no tokenizer that is known here: text needs one, arrays of ids do not")
     else:
         folder.keep_tokenizer(out, tokenizer)
     print(f"{out}: {params.count(model.spec()):,} parameters, step 0")
@@ -68,9 +69,8 @@ def _to_run(checkpoint: str, out: str) -> None:
 
 def _to_hugging_face(checkpoint: str, out: str, architecture: str | None) -> None:
     from lm.core import files, params
-    from lm.data.pretrained import Pretrained
     from lm.interop import hf
-    from lm.interop.load import load, load_tokenizer
+    from lm.interop.load import load, load_run, load_tokenizer
     from lm.train import checkpoint as checkpoints
     from lm.train import folder
 
@@ -81,19 +81,27 @@ def _to_hugging_face(checkpoint: str, out: str, architecture: str | None) -> Non
     if architecture is None and str(experiment).startswith(_FROM):
         architecture = experiment.removeprefix(_FROM)
     architecture = hf.save(out, model, weights, architecture)
-    kept = any((files.path(run_folder) / f).exists() for f in folder.TOKENIZERS)
-    tokenizer = load_tokenizer(checkpoint) if kept else None
-    if isinstance(tokenizer, Pretrained):
-        folder.keep_tokenizer(out, tokenizer)
-    elif tokenizer is not None:
-        print(f"the {tokenizer.kind} tokenizer has no form in transformers that is known to agree: it stays in the run")
+    if any((files.path(run_folder) / f).exists() for f in folder.TOKENIZERS):
+        _write_tokenizer(out, load_tokenizer(checkpoint), load_run(checkpoint).objective)
     print(f"{out}: {architecture}, {params.count(model.spec()):,} parameters")
 
 
-def _tokenizer_or_none(tokenizers: Any, checkpoint: str) -> Any:
-    if not (pathlib.Path(checkpoint) / "tokenizer.json").exists():
-        return None
-    return tokenizers.load(checkpoint)
+def _write_tokenizer(out: str, tokenizer: Any, objective: Any) -> None:
+    """tokenizer.json, with the objective's own special ids after ours; prints what keeps it from being written."""
+    from lm.core import files
+    from lm.data import export
+    from lm.data.pretrained import Pretrained
+
+    named = zip(objective.extra_ids, objective.ids, strict=True) if getattr(objective, "ids", None) else ()
+    extra = [name for name, i in named if i >= tokenizer.vocab_size]
+    try:
+        content = export.tokenizer_json(tokenizer, extra)
+    except UsageError as error:
+        print(f"the {tokenizer.kind} tokenizer stays in the run: {error}")
+        return
+    files.write_bytes(files.path(out) / Pretrained.file_name, content)
+    if not isinstance(tokenizer, Pretrained):
+        files.write_json(files.path(out) / "tokenizer_config.json", export.tokenizer_config(tokenizer))
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ class Electra:
             )
 
     @property
-    def context_limit(self) -> int:
-        """The longest sequence that has positions."""
+    def context_limit(self) -> int | None:
+        """The longest sequence that has positions; None where any length has."""
         return self.discriminator.max_len
 
     @functools.cached_property

@@ -94,3 +94,25 @@ def test_a_run_of_ours_becomes_a_folder_or_says_why_not(tmp_path, capfd):
     assert "no class of Hugging Face's (LlamaForCausalLM looked at)" in capfd.readouterr().err
     assert call("convert", *arguments) == 0
     assert lm.load(tmp_path / "hf")[0].activation == "gelu"
+
+
+def test_a_tokenizer_of_ours_goes_along_with_the_ids_that_the_objective_added(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "llama.py").write_text(
+        "import dataclasses\n\nfrom lm.data.stream import Data\nfrom lm.models.decoder import Decoder\n"
+        "from lm.objectives.fim import FillInTheMiddle\nfrom tests.main import tiny\n\n\ndef run():\n"
+        "    model = Decoder(layers=1, heads=2, width=16, positions='rotary', norm='rmsnorm', norm_bias=False,\n"
+        "                    activation='silu', gated=True, attention_bias=False, mlp_bias=False)\n"
+        "    data = Data(source='text:" + str(tmp_path / "text.txt") + "', tokenizer='bpe:300', validation=0.1)\n"
+        "    return dataclasses.replace(tiny.run(), model=model, objective=FillInTheMiddle(), data=data)\n"
+    )
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, and then it sat again.\n" * 400)
+    run = f"--workdir={tmp_path / 'run'}"
+    assert call("train", f"--experiment={tmp_path / 'llama.py'}", run, "--set=train.steps=2") == 0
+    assert call("convert", f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'hf'}") == 0
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ours = lm.load_tokenizer(tmp_path / "run")
+    text = "  the cat é \u2581 sat\n"
+    assert theirs(text)["input_ids"] == ours.encode(text).tolist() and theirs.decode(ours.encode(text)) == text
+    assert theirs.convert_tokens_to_ids(["[PRE]", "[EOT]"]) == [300, 303] and theirs.eos_token_id == ours.eos_id
+    assert lm.load_tokenizer(tmp_path / "hf").encode(text).tolist() == ours.encode(text).tolist()

@@ -1,0 +1,69 @@
+"""Write a text again from a noised copy of it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm.core.errors import UsageError
+from lm.objectives.causal import Causal
+from lm.objectives.encdec import encdec_row
+from lm.objectives.noises import Noise, SentencePermutation, TextInfilling
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoise:
+    """BART's objective (Lewis et al. 2019, 1910.13461): `noises` one after another, then all of the text again.
+
+    Source: <s>, the noised text, </s>. Target: <s>, the text, </s>, and the decoder starts from </s>. The
+    default noises are those that the paper chose in the end (section 3): sentences permuted, 30 % of tokens infilled.
+    Documents that meet in a window are one text.
+    """
+
+    noises: tuple[Noise, ...] = (SentencePermutation(), TextInfilling())
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    chunk_tokens: int | None = None
+    ids: tuple[int, ...] | None = None  # Of extra_ids; with vocab_size, the tokenizer's, filled in by resolve.
+    vocab_size: int | None = None
+
+    extra_ids = ("<s>", "</s>", "[MASK]")
+    scores_text = False
+
+    def __post_init__(self):
+        if not self.noises:
+            raise UsageError("noises=() leaves the text as it is: name at least one")
+        self._causal()
+
+    def window(self, seq_len: int) -> int:
+        """The raw tokens behind a row of `seq_len`: <s> and </s> take two places."""
+        if seq_len < 4:
+            raise UsageError(f"seq_len={seq_len} must be at least 4: <s>, two tokens and </s>")
+        return seq_len - 2
+
+    def corrupt(self, rng: np.random.Generator, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """source_tokens, source_documents [S]; tokens, targets, weights [L], both window + 2 long."""
+        assert self.ids is not None  # Filled in by lm.train.run.resolve.
+        start, end, mask = self.ids
+        tokens, real = np.asarray(row["tokens"], np.int32), np.asarray(row["documents"]) >= 0
+        text = noised = tokens[real]
+        for noise in self.noises if len(text) else ():
+            noised = noise.apply(rng, noised, mask, row["split"].sentence_ends)
+        source, target = (np.concatenate([[start], x, [end]]) if len(text) else x for x in (noised, text))
+        return encdec_row(source, target, (len(tokens) + 2, len(tokens) + 2), end)
+
+    def loss(
+        self,
+        model: Any,
+        params: dict[str, Any],
+        batch: dict[str, jax.Array],
+        *,
+        key: jax.Array | None = None,
+        frozen: Any = None,
+    ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
+        """{name: (sum over the text with its start and end, their number, coefficient)}."""
+        return self._causal().loss(model, params, batch, key=key, frozen=frozen)
+
+    def _causal(self):
+        return Causal(self.label_smoothing, self.z_loss, self.chunk_tokens)
