@@ -41,7 +41,13 @@ def read(fields: Fields, architecture: str) -> Encoder:
     fields.get("initializer_cutoff_factor")  # How it was drawn.
     for name in ("sparse_prediction", "sparse_pred_ignore_index", "deterministic_flash_attn", "reference_compile"):
         fields.get(name)  # Where the scores are computed, and by which kernels.
-    for name in ("classifier_pooling", "repad_logits_with_grad", "embedding_size"):
+    for name in (
+        "classifier_pooling",
+        "repad_logits_with_grad",
+        "embedding_size",
+        "layer_norm_eps",
+        "position_embedding_type",
+    ):
         fields.get(name)  # Of other heads, or read by nothing.
     return Encoder(
         layers=layers,

@@ -40,4 +40,8 @@ def test_the_model_has_as_many_parameters_as_transformers_makes_of_it(name, tmp_
     with torch.device("meta"):
         module = cls(cls.config_class.from_pretrained(tmp_path))
         module.tie_weights()
-    assert params.count(read(CONFIGS[name]).spec()) == sum(p.numel() for p in module.parameters())
+    expected = sum(p.numel() for p in module.parameters())
+    if name in ("t5-v1_1-small", "mt5-small"):
+        # transformers 5 ties the head of these whatever their config says; in their files it is apart.
+        expected += CONFIGS[name]["vocab_size"] * CONFIGS[name]["d_model"]
+    assert params.count(read(CONFIGS[name]).spec()) == expected
