@@ -15,6 +15,7 @@ from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed, embed_spec, mask_padding, soft_cap, unembed
 from lm.layers.positions import Scaling, rotary_table, sinusoids
 from lm.layers.stack import Stack, groups
+from lm.models.flops import forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
 
@@ -178,6 +179,10 @@ class Decoder:
         shown = [min(layer.window or length, length) for layer in self.stack.layers]
         keys = sum(w - w * w / (2 * length) for w in shown)
         return 4 * self.heads * self.stack.block.head_dim * keys
+
+    def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
+        """Floating-point operations of a row, see lm.models.flops.forward_flops."""
+        return forward_flops(self, spec, lengths)
 
     def head(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that make logits: the embedding's where tied."""

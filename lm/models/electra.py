@@ -8,6 +8,7 @@ import jax
 
 from lm.core.errors import UsageError
 from lm.models.encoder import Encoder
+from lm.models.flops import body_flops
 from lm.models.output import Output
 
 PARTS = ("discriminator", "generator")
@@ -80,9 +81,11 @@ class Electra:
         """The generator's hidden states [B, L, D]; see lm.models.encoder.Encoder.apply."""
         return self.parts["generator"].apply(self.part_params(params, "generator"), batch, key=key, capture=capture)
 
-    def attention_flops(self, length: int) -> float:
-        """Forward floating-point operations a token in the products of attention of both parts."""
-        return sum(part.attention_flops(length) for part in self.parts.values())
+    def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
+        """Floating-point operations of a row in both parts."""
+        part, own, length = self.parts["discriminator"], self.part_params(spec, "discriminator"), lengths["tokens_BL"]
+        detection = body_flops(own, length) + length * part.attention_flops(length)
+        return detection + self.parts["generator"].forward_flops(self.part_params(spec, "generator"), lengths)
 
     def head(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters with which the generator scores the vocabulary."""

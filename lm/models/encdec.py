@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lm.core import tree
 from lm.core.errors import UsageError, check_choice, check_given, check_positive, unknown
 from lm.core.params import Constant, Normal, Param
 from lm.layers import cache as caches
@@ -16,6 +18,7 @@ from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed, embed_spec, mask_padding, unembed
 from lm.layers.positions import SINUSOIDS, sinusoids
 from lm.layers.stack import Stack, groups
+from lm.models.flops import body_flops, head_flops, targets
 from lm.models.output import Output
 from lm.parallel.rules import constrain
 
@@ -232,14 +235,18 @@ class EncDec:
         own = {"length": caches.length_spec(batch_size), "source_documents_BS": source}
         return own | self.decoder_stack.cache_spec(batch_size, length, source_length)
 
-    def attention_flops(self, length: int) -> float:
-        """Forward floating-point operations in the two products of attention, a token and one of the source.
-
-        Both sides are `length` long; the decoder's masked pairs are not counted.
-        """
-        encoder, decoder = self.encoder_stack, self.decoder_stack
-        inner = [stack.block.layers * stack.block.heads * stack.block.head_dim for stack in (encoder, decoder)]
-        return 4 * length * (inner[0] + 1.5 * inner[1])
+    def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
+        """Floating-point operations of a row: of its source in the encoder, of its tokens in the decoder."""
+        S, L = lengths["source_tokens_BS"], lengths["tokens_BL"]
+        keys = {path: p for path, p in tree.flatten(spec["decoder"]).items() if re.search("memory/[kv]/kernel$", path)}
+        products = body_flops(spec["encoder"], S) + body_flops(spec["decoder"], L)
+        products += body_flops(keys, S) - body_flops(keys, L)  # The memory's are of the source.
+        encoder, decoder = (
+            s.block.layers * s.block.heads * s.block.head_dim for s in (self.encoder_stack, self.decoder_stack)
+        )
+        # Masked pairs of the decoder are not counted.
+        attention = 4 * (encoder * S * S + decoder * (L * L / 2 + L * S))
+        return products + attention + head_flops(self.head(spec), targets(lengths))
 
     def head(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that make logits: the table is the embedding's where tied."""

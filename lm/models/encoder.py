@@ -16,6 +16,7 @@ from lm.layers.embed import embed, embed_spec, mask_padding, unembed
 from lm.layers.linear import linear, linear_spec
 from lm.layers.positions import Scaling, rotary_table
 from lm.layers.stack import Group, Stack, groups
+from lm.models.flops import forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
 
@@ -218,6 +219,10 @@ class Encoder:
     def attention_flops(self, length: int) -> float:
         """Forward floating-point operations a token in the two products of attention."""
         return 4 * self.width * sum(min(2 * (layer.window or length) - 1, length) for layer in self.stack.layers)
+
+    def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
+        """Floating-point operations of a row, see lm.models.flops.forward_flops."""
+        return forward_flops(self, spec, lengths)
 
     def head(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that score the vocabulary."""

@@ -17,6 +17,7 @@ from lm.layers.linear import linear, linear_spec
 from lm.layers.mlp import mlp, mlp_spec
 from lm.layers.norm import norm, norm_spec
 from lm.layers.transformer_xl import by_key, distances, relative_sinusoids
+from lm.models.flops import body_flops, forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
 
@@ -178,6 +179,18 @@ class XLNet:
         """Forward floating-point operations a token in the three products of attention, of the content stream."""
         keys = length / 2 if self.causal else length
         return self.layers * self.width * (4 * keys + 4 * length)
+
+    def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
+        """Floating-point operations of a row: those of the query stream's picks come on top of the content stream's."""
+        layers, length = spec["layers"], lengths["tokens_BL"]
+        query = {"q": layers["attention"]["q"], "o": layers["attention"]["o"], "mlp": layers["mlp"]}
+        picks = lengths.get("picks_BP", 0)
+        return (
+            forward_flops(self, spec, lengths)
+            - body_flops(layers["attention"]["r"], length)  # Distances are the same in all rows.
+            + body_flops(query, picks)
+            + picks * self.attention_flops(length)
+        )
 
     def head(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that make logits: the table is the embedding's where tied."""

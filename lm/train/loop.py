@@ -88,7 +88,9 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
     with _stop_signals() as stop, parts.display, _Trace(parts) as trace:
         for done in range(int(state.step) + 1, steps + 1):
             trace.before(done)
-            state, metrics = train_step(state, next(parts.batches))
+            batch = next(parts.batches)
+            clock.see(batch)
+            state, metrics = train_step(state, batch)
             trace.after(done, state)
             log.take(done, metrics)
             parts.checkpoints.check()
@@ -129,19 +131,24 @@ class _Clock:
     """Tokens a second of training alone: compiling, evaluating and saving are left out."""
 
     def __init__(self, run: Run, mesh: jax.sharding.Mesh):
-        self._tokens = run.train.batch_size * run.train.seq_len
-        self._flops = meters.flops_per_token(run.model, run.model.spec(), run.train.seq_len)
+        self._model, self._rows, self._tokens = run.model, run.train.batch_size, run.train.seq_len
+        self._flops = 0.0
         self._peak, self.convention = meters.peak_flops(list(mesh.devices.flat))
         self._step: int | None = None
         self._since = 0.0
+
+    def see(self, batch: Mapping[str, jax.Array]) -> None:
+        """Takes the work of a row from the first batch: all have the same shapes."""
+        if not self._flops:
+            self._flops = meters.flops_per_row(self._model, self._model.spec(), batch)
 
     def lap(self, done: int) -> dict[str, float]:
         """The rates since the lap before; nothing the first time, which paid for the compilation."""
         now, last = time.monotonic(), self._step
         rates = {}
         if last is not None and done > last:
-            rate = self._tokens * (done - last) / (now - self._since)
-            rates = {"tokens_per_second": rate, "mfu": rate * self._flops / self._peak}
+            rate = self._rows * (done - last) / (now - self._since)
+            rates = {"tokens_per_second": rate * self._tokens, "mfu": rate * self._flops / self._peak}
         self._step, self._since = done, now
         return rates
 

@@ -1,12 +1,11 @@
 """Floating-point work and the peak that it is measured against."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from lm.core import params
 
 # Dense bfloat16 peaks in FLOP/s a chip, from the makers' data sheets; keys are found in jax's device_kind.
 PEAK_FLOPS = {
@@ -23,14 +22,14 @@ PEAK_FLOPS = {
 }
 
 
-def flops_per_token(model: Any, spec: Any, seq_len: int) -> float:
-    """Floating-point operations a token and training step, without recomputation.
+def flops_per_row(model: Any, spec: Any, batch: Mapping[str, Any]) -> float:
+    """Floating-point operations a row and training step, without recomputation; of `batch` only shapes are read.
 
-    6 x matmul parameters that a token passes (the head counted, embedding look-ups not, of experts the chosen ones)
-    + 3 x the forward work of causal attention: the convention of Megatron-LM and of MaxText since July 2025.
+    6 x the matmul parameters that each token passes (the head where there is a target, embedding look-ups not, of
+    experts the chosen ones) + 3 x the forward work of attention, causal pairs alone where it is causal: the convention
+    of Megatron-LM and of MaxText since July 2025.
     """
-    matmul = params.count_passed(spec, "matrix", "router") + params.count(model.head(spec), "embedding", "head")
-    return 6 * matmul + 3 * model.attention_flops(seq_len)
+    return 3 * model.forward_flops(spec, {name: x.shape[1] for name, x in batch.items() if len(x.shape) > 1})
 
 
 def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
