@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from lm.core.config import setting
 from lm.core.errors import UsageError, check_positive
 from lm.data.stream import Data
+from lm.models.headed import with_vocabulary
 from lm.parallel.mesh import Mesh
 from lm.train import optimizers, schedules
 
@@ -116,5 +117,5 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
         )
     if objective.extra_ids and objective.ids is None:
         objective = dataclasses.replace(objective, ids=tuple(ids), vocab_size=tokenizer.vocab_size)
-    model = dataclasses.replace(run.model, vocab_size=rows, valid_vocab_size=valid)
+    model = with_vocabulary(run.model, rows, valid)
     return dataclasses.replace(run, model=model, objective=objective)
