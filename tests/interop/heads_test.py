@@ -1,7 +1,5 @@
 """Classes with a head for a task against transformers: the same scores from the same file, and the same file again."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
