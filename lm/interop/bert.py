@@ -148,9 +148,15 @@ def numbers(model: Encoder) -> Encoder:
     if model.shared_groups is None:
         free |= {"prefix": (), "pattern": model.stack.layers}
     mapped = None if model.shared_groups is None and model.embed_width == model.width else model.embed_width
-    head = (model.head_activation or model.activation) if "tokens" in model.outputs else None
+    scores = "tokens" in model.outputs
+    head = (model.head_activation or model.activation) if scores else None
     return dataclasses.replace(
-        model, mlp_width=model.stack.block.mlp_width, embed_width=mapped, head_activation=head, **free
+        model,
+        mlp_width=model.stack.block.mlp_width,
+        embed_width=mapped,
+        head_activation=head,
+        head_bias=model.head_bias or not scores,
+        **free,
     )
 
 

@@ -20,8 +20,16 @@ ACTIVATIONS = {  # By Hugging Face's names, ours.
     "silu": "silu",
     "swish": "silu",
     "relu2": "squared_relu",
+    "tanh": "tanh",
 }
-ACTIVATION_NAMES = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu", "squared_relu": "relu2"}
+ACTIVATION_NAMES = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_new",
+    "silu": "silu",
+    "squared_relu": "relu2",
+    "tanh": "tanh",
+}
 
 
 def numbers(model: Decoder) -> Decoder:
@@ -208,7 +216,7 @@ def expert_tensors(model: Decoder, prefix: str, names: dict[str, str]) -> list[T
     ]
 
 
-def outer_tensors(model: Decoder | Encoder, names: dict[str, str]) -> list[Tensor]:
+def outer_tensors(model: Any, names: dict[str, str]) -> list[Tensor]:
     """The tensors outside the layers that the model has, by {our path: name}."""
     from lm.core import tree
 

@@ -18,11 +18,12 @@ from lm.core.params import Param
 from lm.interop import safetensors
 from lm.interop.fields import Fields
 from lm.models.electra import Electra
+from lm.models.headed import Headed, with_vocabulary
 
 # The first that can express a model does.
 FAMILIES = (
     *("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "mixtral", "qwen3_moe"),
-    *("bert", "modernbert", "xlnet", "t5"),
+    *("bert", "modernbert", "xlnet", "t5", "heads"),
 )
 CONFIG = "config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -192,6 +193,8 @@ def _drop_copies(folder: Any, family: Any, reader: safetensors.Reader, names: di
 
 def _settle_tie(model: Any, architecture: str, family: Any, reader: safetensors.Reader, names: dict[str, str]) -> Any:
     """The model as its file has it: a head that is absent is the embedding, and one that differs is its own."""
+    if isinstance(model, Headed):
+        return model
     tied, untied = (dataclasses.replace(model, tied=tied) for tied in (True, False))
     heads = [entry.name for entry in family.tensors(untied, architecture) if entry.leaves[0][0] == "head/table"]
     tables = [entry.name for entry in family.tensors(tied, architecture) if entry.leaves[0][0] == "embed/table"]
@@ -233,12 +236,12 @@ def _on_devices(arrays: dict[str, np.ndarray], model: Any, mesh: jax.sharding.Me
 def _without_padding(model: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     valid = model.valid_vocab_size
     if valid is None or valid == model.vocab_size:
-        return dataclasses.replace(model, valid_vocab_size=None), params
+        return with_vocabulary(model, model.vocab_size, None), params
     flat = tree.flatten(params)
     for path, p in tree.flatten(model.spec()).items():
         if "vocab" in p.axes:
             flat[path] = np.take(np.asarray(flat[path]), range(valid), p.axes.index("vocab"))
-    return dataclasses.replace(model, vocab_size=valid, valid_vocab_size=None), tree.unflatten(flat)
+    return with_vocabulary(model, valid, None), tree.unflatten(flat)
 
 
 def express(model: Any, wanted: str | None) -> tuple[str, Any, dict[str, Any]]:
@@ -249,10 +252,10 @@ def express(model: Any, wanted: str | None) -> tuple[str, Any, dict[str, Any]]:
     for architecture, family in known.items():
         if wanted not in (None, architecture) or not isinstance(model, family.MODEL):
             continue
-        own = family.write(model, architecture)
-        head = {"architectures": [architecture], "model_type": family.ARCHITECTURES[architecture]}
-        config = own | head | {"dtype": "float32", "torch_dtype": "float32"}
         try:
+            own = family.write(model, architecture)
+            head = {"architectures": [architecture], "model_type": family.ARCHITECTURES[architecture]}
+            config = own | head | {"dtype": "float32", "torch_dtype": "float32"}
             again = family.read(Fields(json.loads(json.dumps(config)), "the config"), architecture)
         except UsageError:
             continue

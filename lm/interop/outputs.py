@@ -12,6 +12,7 @@ from lm.core.errors import UsageError, unknown
 from lm.models.decoder import Decoder
 from lm.models.encdec import EncDec
 from lm.models.encoder import Encoder
+from lm.models.headed import ROWS, Headed
 from lm.models.xlnet import XLNet
 
 
@@ -37,25 +38,33 @@ def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]
     `attention_mask` is 0 at padding, whose own rows of the output mean nothing. Raises UsageError for an input that the
     class does not take, and for ids outside the vocabulary.
     """
-    kind = KINDS.get(type(model))
-    if kind is None:
-        known = ", ".join(k.__name__ for k in KINDS)
-        raise UsageError(f"forward takes one of {known}, not a {type(model).__name__}")
+    kind = kind_of(model)
     for name in inputs:
         if name not in kind.inputs:
             raise unknown(f"input of {type(model).__name__}", name, kind.inputs)
     given = {name: np.asarray(array) for name, array in inputs.items() if array is not None}
     ids = given.get("input_ids")
-    if ids is None or ids.ndim != 2:
-        raise UsageError(f"input_ids must be [rows, tokens], not {None if ids is None else ids.shape}")
-    sizes = {"input_ids": getattr(model, "source_vocab_size", None), "decoder_input_ids": None}
-    for name, own in sizes.items():
+    sizes = "rows, choices, tokens" if isinstance(model, Headed) and model.task.kind == "choice" else "rows, tokens"
+    if ids is None or ids.ndim != len(sizes.split()):
+        raise UsageError(f"input_ids must be [{sizes}], not {None if ids is None else ids.shape}")
+    vocabularies = {"input_ids": getattr(model, "source_vocab_size", None), "decoder_input_ids": None}
+    for name, own in vocabularies.items():
         _check_ids(name, given.get(name), own or model.vocab_size)
     batch = jax.tree.map(jnp.asarray, kind.batch(model, given))
     # XLA's fast products on accelerators round to fewer bits; here numbers are compared.
     with jax.default_matmul_precision("highest"):
         out = jax.jit(lambda params, batch: kind.outputs(model, params, batch))(params, batch)
     return {name: tuple(map(np.asarray, x)) if isinstance(x, tuple) else np.asarray(x) for name, x in out.items()}
+
+
+def kind_of(model: Any) -> Kind:
+    """How the model takes and gives; raises UsageError for a class that has no form here."""
+    if isinstance(model, Headed):
+        return Kind(kind_of(model.base).inputs, _headed_batch, _headed_outputs)
+    if type(model) not in KINDS:
+        known = ", ".join(kind.__name__ for kind in KINDS)
+        raise UsageError(f"forward takes one of {known}, not a {type(model).__name__}")
+    return KINDS[type(model)]
 
 
 def _check_ids(name: str, ids: np.ndarray | None, vocab_size: int) -> None:
@@ -153,24 +162,48 @@ def _xlnet_batch(model: XLNet, given: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def _xlnet_outputs(model: XLNet, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-    found, hidden = _xlnet_pass(model, params, batch)
-    return found | {"logits": model.logits(model.head(params), hidden)}
-
-
-def _xlnet_pass(model: XLNet, params: dict[str, Any], batch: dict[str, Any]) -> tuple[dict[str, Any], jax.Array]:
-    memory_NBMD = batch["memory_NBMD"]
-    cache = {"memory": memory_NBMD, "length": jnp.full(memory_NBMD.shape[1], memory_NBMD.shape[2])}
-    rest = {name: array for name, array in batch.items() if name != "memory_NBMD"}
+    rest, cache = _memory(batch)
     out = model.apply(params, rest, cache=cache, capture=("hidden_states",))
-    streams = [out.captured[name] for name in ("hidden_states", "query_states") if name in out.captured]
-    # Layer by layer, of both streams where there are two.
-    states = tuple(stream[i] for i in range(model.layers + 1) for stream in streams)
-    return {"hidden_states": states, "mems": out.cache["memory"].transpose(0, 2, 1, 3)}, out.hidden_BLD
+    return _mems(out) | {"hidden_states": _states(out), "logits": model.logits(model.head(params), out.hidden_BLD)}
+
+
+def _memory(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The batch without a memory, and that as a cache."""
+    rest = dict(batch)
+    memory_NBMD = rest.pop("memory_NBMD", None)
+    if memory_NBMD is None:
+        return rest, None
+    return rest, {"memory": memory_NBMD, "length": jnp.full(memory_NBMD.shape[1], memory_NBMD.shape[2])}
+
+
+def _mems(out: Any) -> dict[str, Any]:
+    return {} if out.cache is None else {"mems": out.cache["memory"].transpose(0, 2, 1, 3)}
+
+
+def _headed_batch(model: Headed, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    base, shape = kind_of(model.base), given["input_ids"].shape
+    if model.task.kind != "choice":
+        return base.batch(model.base, given)
+    names = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    flat = {name: x.reshape(-1, x.shape[-1]) if name in names else x for name, x in given.items()}
+    return {name: x.reshape(shape) if name in ROWS else x for name, x in base.batch(model.base, flat).items()}
+
+
+def _headed_outputs(model: Headed, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    rest, cache = _memory(batch)
+    scores, out = model.scores(params, rest, cache=cache, capture=("hidden_states",))
+    found = _mems(out) | {"hidden_states": _states(out)}
+    if model.task.kind == "span":
+        return found | {"start_logits": scores[..., 0], "end_logits": scores[..., 1]}
+    return found | {"logits": scores}
 
 
 def _states(out: Any) -> tuple[jax.Array, ...]:
+    states = out.captured["hidden_states"]
+    if "query_states" in out.captured:
+        return tuple(state for pair in zip(states, out.captured["query_states"], strict=True) for state in pair)
     # The last of Hugging Face's has been through the final norm.
-    return (*out.captured["hidden_states"][:-1], out.hidden_BLD)
+    return (*states[:-1], out.hidden_BLD)
 
 
 def _documents(mask: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from lm.core.config import setting
 from lm.core.errors import UsageError, check_positive
 from lm.data.stream import Data
+from lm.models.headed import with_vocabulary
 from lm.parallel.mesh import Mesh
 from lm.train import optimizers, schedules
 
@@ -127,5 +128,5 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
             f"model.vocab_size={rows} is below the {valid} ids of the corpus's tokenizer and objective: "
             "leave it unset, or use the corpus that the model was made for"
         )
-    model = dataclasses.replace(run.model, vocab_size=rows, valid_vocab_size=valid)
+    model = with_vocabulary(run.model, rows, valid)
     return dataclasses.replace(run, model=model, objective=objective)

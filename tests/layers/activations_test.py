@@ -13,6 +13,7 @@ TORCH = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
     "squared_relu": lambda x: F.relu(x) ** 2,
+    "tanh": torch.tanh,
 }
 
 
