@@ -99,8 +99,13 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
 
     An id of the objective's `extra_ids` is the tokenizer's own where it has one, else the next after the tokenizer's
     last. The rows are all of these, padded to a multiple of 128 unless `model.vocab_size` gives a number; logits past
-    the valid ones are masked. Raises UsageError for a given number below that.
+    the valid ones are masked. A decoder with a source starts from the objective's `start_id`. Raises UsageError for a
+    given number below that, and for an objective with a source whose model has no place for one.
     """
+    if hasattr(type(run.objective), "start_id") and not hasattr(run.model, "encode"):
+        raise UsageError(
+            f"objective={type(run.objective).__name__} needs an encoder-decoder, not model={type(run.model).__name__}"
+        )
     objective, ids, valid = run.objective, [], tokenizer.vocab_size
     for name in objective.extra_ids:
         own = tokenizer.special(name)
@@ -117,4 +122,6 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
     if objective.extra_ids and objective.ids is None:
         objective = dataclasses.replace(objective, ids=tuple(ids), vocab_size=tokenizer.vocab_size)
     model = dataclasses.replace(run.model, vocab_size=rows, valid_vocab_size=valid)
+    if hasattr(type(objective), "start_id"):
+        model = dataclasses.replace(model, start_id=objective.start_id)
     return dataclasses.replace(run, model=model, objective=objective)
