@@ -36,6 +36,12 @@ class Denoise:
             raise UsageError("noises=() leaves the text as it is: name at least one")
         self._causal()
 
+    @property
+    def start_id(self) -> int:
+        """What the decoder starts from."""
+        assert self.ids is not None  # Filled in by lm.train.run.resolve.
+        return self.ids[1]
+
     def window(self, seq_len: int) -> int:
         """The raw tokens behind a row of `seq_len`: <s> and </s> take two places."""
         if seq_len < 4:
@@ -44,7 +50,7 @@ class Denoise:
 
     def corrupt(self, rng: np.random.Generator, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """source_tokens, source_documents [S]; tokens, targets, weights [L], both window + 2 long."""
-        assert self.ids is not None  # Filled in by lm.train.run.resolve.
+        assert self.ids is not None
         start, end, mask = self.ids
         tokens, real = np.asarray(row["tokens"], np.int32), np.asarray(row["documents"]) >= 0
         text = noised = tokens[real]

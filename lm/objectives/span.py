@@ -104,6 +104,12 @@ class SpanCorruption:
         """The decoder starts from "<pad>", and sources and targets end with "</s>"."""
         return ("<pad>", "</s>", *sentinel_names(self.sentinels))
 
+    @property
+    def start_id(self) -> int:
+        """What the decoder starts from."""
+        assert self.ids is not None  # Filled in by lm.train.run.resolve.
+        return self.ids[0]
+
     def window(self, seq_len: int) -> int:
         """The raw tokens whose source is `seq_len` long, or as near as there is: 568 for 512."""
         if seq_len < 4:
@@ -116,7 +122,7 @@ class SpanCorruption:
 
     def corrupt(self, rng: np.random.Generator, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """source_tokens, source_documents [S]; tokens, targets, weights [L]: 512 and 114 of 568 raw tokens."""
-        assert self.ids is not None  # Filled in by lm.train.run.resolve.
+        assert self.ids is not None
         start, end, *sentinels = self.ids
         tokens, real = np.asarray(row["tokens"], np.int32), np.asarray(row["documents"]) >= 0
         source, target = split_text(rng, self._noise(), tokens[real], np.array(sentinels))

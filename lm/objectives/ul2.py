@@ -67,6 +67,12 @@ class UL2:
         """The decoder starts from "<pad>", and sources and targets end with "</s>"."""
         return ("<pad>", "</s>", *MODES, *sentinel_names(self.sentinels))
 
+    @property
+    def start_id(self) -> int:
+        """What the decoder starts from."""
+        assert self.ids is not None  # Filled in by lm.train.run.resolve.
+        return self.ids[0]
+
     def window(self, seq_len: int) -> int:
         """The raw tokens of the denoiser that takes most of them into a source of `seq_len`."""
         if seq_len < 5:
@@ -81,7 +87,7 @@ class UL2:
 
     def corrupt(self, rng: np.random.Generator, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """source_tokens, source_documents [S]; tokens, targets, weights [L], L for the longest target of all."""
-        assert self.ids is not None  # Filled in by lm.train.run.resolve.
+        assert self.ids is not None
         start, end, *others = self.ids
         tokens, real = np.asarray(row["tokens"], np.int32), np.asarray(row["documents"]) >= 0
         # The denoiser that `window` was made for has the shortest source of this many tokens.

@@ -116,8 +116,14 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
     """`run` with the vocabulary size of its model and the special ids of its objective filled in.
 
     The rows are all ids of both, padded to a multiple of 128 unless `model.vocab_size` gives a number; logits past
-    the valid ones are masked. Raises UsageError for a given number below that.
+    the valid ones are masked. A decoder with a source starts from the objective's `start_id`. Raises UsageError for a
+    given number below that, and for an objective with a source whose model has no place for one.
     """
+    has_source = hasattr(type(run.objective), "start_id")
+    if has_source and not hasattr(run.model, "encode"):
+        raise UsageError(
+            f"objective={type(run.objective).__name__} needs an encoder-decoder, not model={type(run.model).__name__}"
+        )
     objective = with_ids(run.objective, tokenizer)
     valid = ids_in_all(objective, tokenizer)
     rows = run.model.vocab_size
@@ -129,4 +135,6 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
             "leave it unset, or use the corpus that the model was made for"
         )
     model = with_vocabulary(run.model, rows, valid)
+    if has_source:
+        model = dataclasses.replace(model, start_id=objective.start_id)
     return dataclasses.replace(run, model=model, objective=objective)
