@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from lm.interop import safetensors
 from lm.interop.fields import Fields
 
 # The first that can express a model does.
-FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "bert", "xlnet", "t5")
+FAMILIES = ("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "bert", "xlnet", "t5", "bart")
 CONFIG = "config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _COMPUTED = r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"  # Buffers that old files hold.
@@ -66,10 +67,13 @@ def load(folder: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tu
     model, architecture, family = _read_config(folder)
     reader = safetensors.Reader(folder)
     names = _file_names(reader, family)
-    _drop_copies(folder, family, reader, names)
+    copies = family.aliases(model, architecture) if hasattr(family, "aliases") else {}
+    _drop_copies(folder, copies, reader, names)
     model = _settle_tie(model, architecture, family, reader, names)
     spec = tree.flatten(model.spec())
     entries = family.tensors(model, architecture)
+    wanted = {entry.name for entry in entries}
+    names |= {alias: names[name] for alias, name in copies.items() if alias in wanted and name in names}
     unused = getattr(family, "UNUSED", "")
     _check_tensors(folder, entries, spec, {name: reader.shapes[old] for name, old in names.items()}, unused)
     arrays = {path: np.empty(p.shape, p.dtype) for path, p in spec.items()}
@@ -96,9 +100,12 @@ def save(
     architecture, family, config = _express(model, architecture)
     spec = tree.flatten(model.spec())
     shapes = {entry.name: _file_shape(entry, spec) for entry in family.tensors(model, architecture)}
+    constants = family.constants(model, architecture) if hasattr(family, "constants") else {}
+    shapes |= {name: array.shape for name, array in constants.items()}
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    safetensors.write(path, named(model, params, architecture), shapes, shard_bytes)
+    tensors = itertools.chain(named(model, params, architecture), constants.items())
+    safetensors.write(path, tensors, shapes, shard_bytes)
     files.write_json(path / CONFIG, config)
     return architecture
 
@@ -157,9 +164,9 @@ def _file_names(reader: safetensors.Reader, family: Any) -> dict[str, str]:
     return {new(name): o for name, o in old.items()}
 
 
-def _drop_copies(folder: Any, family: Any, reader: safetensors.Reader, names: dict[str, str]) -> None:
-    """Takes out of `names` the further names of one tensor, by the family's ALIASES {alias: name}."""
-    for alias, name in getattr(family, "ALIASES", {}).items():
+def _drop_copies(folder: Any, aliases: dict[str, str], reader: safetensors.Reader, names: dict[str, str]) -> None:
+    """Takes out of `names` what is only a further name of a tensor, by {alias: name}."""
+    for alias, name in aliases.items():
         if alias in names:
             copy = names.pop(alias)
             if not np.array_equal(reader.read(copy), reader.read(names.setdefault(name, copy))):
