@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ from lm.models.headed import Headed, with_vocabulary
 # The first that can express a model does.
 FAMILIES = (
     *("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "mixtral", "qwen3_moe"),
-    *("bert", "modernbert", "xlnet", "t5", "heads"),
+    *("bert", "modernbert", "xlnet", "t5", "bart", "heads"),
 )
 CONFIG = "config.json"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -92,8 +93,12 @@ def _open(folder: str | os.PathLike) -> tuple[Any, str, Any, safetensors.Reader,
     model, architecture, family = _read_config(folder)
     reader = safetensors.Reader(folder)
     names = _file_names(reader, family)
-    _drop_copies(folder, family, reader, names)
-    return _settle_tie(model, architecture, family, reader, names), architecture, family, reader, names
+    copies = family.aliases(model, architecture) if hasattr(family, "aliases") else {}
+    _drop_copies(folder, copies, reader, names)
+    model = _settle_tie(model, architecture, family, reader, names)
+    wanted = {entry.name for entry in family.tensors(model, architecture)}
+    names |= {alias: names[name] for alias, name in copies.items() if alias in wanted and name in names}
+    return model, architecture, family, reader, names
 
 
 def save(
@@ -113,9 +118,12 @@ def save(
     architecture, family, config = express(model, architecture)
     spec = tree.flatten(model.spec())
     shapes = {entry.name: _file_shape(entry, spec) for entry in family.tensors(model, architecture)}
+    constants = family.constants(model, architecture) if hasattr(family, "constants") else {}
+    shapes |= {name: array.shape for name, array in constants.items()}
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    safetensors.write(path, named(model, params, architecture), shapes, shard_bytes)
+    tensors = itertools.chain(named(model, params, architecture), constants.items())
+    safetensors.write(path, tensors, shapes, shard_bytes)
     files.write_json(path / CONFIG, config)
     return architecture
 
@@ -182,9 +190,9 @@ def _file_names(reader: safetensors.Reader, family: Any) -> dict[str, str]:
     return {new(name): o for name, o in old.items()}
 
 
-def _drop_copies(folder: Any, family: Any, reader: safetensors.Reader, names: dict[str, str]) -> None:
-    """Takes out of `names` the further names of one tensor, by the family's ALIASES {alias: name}."""
-    for alias, name in getattr(family, "ALIASES", {}).items():
+def _drop_copies(folder: Any, aliases: dict[str, str], reader: safetensors.Reader, names: dict[str, str]) -> None:
+    """Takes out of `names` what is only a further name of a tensor, by {alias: name}."""
+    for alias, name in aliases.items():
         if alias in names:
             copy = names.pop(alias)
             if not np.array_equal(reader.read(copy), reader.read(names.setdefault(name, copy))):

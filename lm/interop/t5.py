@@ -10,7 +10,7 @@ from lm.interop.hf import Tensor
 from lm.layers.buckets import Buckets
 from lm.models.encdec import EncDec
 
-__all__ = ["ALIASES", "ARCHITECTURES", "MODEL", "PREFIX", "UNPREFIXED", "UNUSED", "numbers", "read", "tensors", "write"]
+__all__ = ["ARCHITECTURES", "MODEL", "PREFIX", "UNPREFIXED", "UNUSED", "aliases", "numbers", "read", "tensors", "write"]
 
 MODEL, PREFIX, UNPREFIXED = EncDec, "", ()
 ARCHITECTURES = {
@@ -18,7 +18,6 @@ ARCHITECTURES = {
     "MT5ForConditionalGeneration": "mt5",
     "UMT5ForConditionalGeneration": "umt5",
 }
-ALIASES = {f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")}
 # Old files hold a table for the attention to the memory, which no version reads.
 UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 _OUTER = {"final_norm": "{}.final_layer_norm", "buckets": "{}.block.0.layer.0.SelfAttention.relative_attention_bias"}
@@ -79,8 +78,7 @@ def write(model: EncDec, architecture: str) -> dict[str, Any]:
     A head of its own with scaled states, or a tied one without, exists in 5.x only.
     """
     encoder, decoder = model.encoder_stack.block, model.decoder_stack.block
-    if model.buckets is None:
-        raise UsageError("buckets=None: the class has biases by distance")
+    buckets = model.buckets or Buckets()  # A model without any is seen to be another when this is read again.
     activation = "gelu" if model.gated and model.activation == "gelu_tanh" else ACTIVATION_NAMES[model.activation]
     return {
         "num_layers": model.layers,
@@ -92,8 +90,8 @@ def write(model: EncDec, architecture: str) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "decoder_start_token_id": model.start_id,
         "pad_token_id": 0,
-        "relative_attention_num_buckets": model.buckets.count,
-        "relative_attention_max_distance": model.buckets.longest,
+        "relative_attention_num_buckets": buckets.count,
+        "relative_attention_max_distance": buckets.longest,
         "layer_norm_epsilon": model.norm_eps,
         "feed_forward_proj": f"gated-{activation}" if model.gated else activation,
         "tie_word_embeddings": model.tied,
@@ -101,6 +99,11 @@ def write(model: EncDec, architecture: str) -> dict[str, Any]:
         "dropout_rate": model.residual_dropout,
         "is_encoder_decoder": True,
     }
+
+
+def aliases(model: EncDec, architecture: str) -> dict[str, str]:
+    """{further name of a tensor: its own} in the files of the class."""
+    return {f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")}
 
 
 def tensors(model: EncDec, architecture: str) -> list[Tensor]:

@@ -93,13 +93,13 @@ def sinusoids(positions: jax.Array, width: int, layout: str = "interleaved") -> 
     10000^(-i / (D/2 - 1)) and so reach 1 / 10000 (the paper's own code, fairseq, FSMT).
     """
     if layout == "tensor2tensor":
-        frequencies = 10000.0 ** (-jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - 1))
+        step = math.log(10000.0) / (width // 2 - 1)
+        frequencies = jnp.exp(-step * jnp.arange(width // 2, dtype=jnp.float32))
     else:
         frequencies = _frequencies(width, 10000.0)
     angles = _angles(positions, frequencies)
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1 if layout == "interleaved" else -2).reshape(
-        *positions.shape, width
-    )
+    pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1 if layout == "interleaved" else -2)
+    return pairs.reshape(*positions.shape, width)
 
 
 def rotary_table(

@@ -16,6 +16,16 @@ def test_sinusoids_equal_the_papers_formula():
             assert abs(table[position, 2 * i + 1] - math.cos(angle)) < 1e-6
 
 
+@pytest.mark.parametrize("layout", ["halves", "tensor2tensor"])
+def test_layouts_with_all_sines_first_differ_in_their_frequencies(layout):
+    table = sinusoids(jnp.array([[0, 3], [200, 7]]), 8, layout)
+    for row, position in (((0, 1), 3), ((1, 0), 200)):
+        for i in range(4):
+            angle = position / 10000 ** (2 * i / 8 if layout == "halves" else i / 3)
+            assert abs(table[*row, i] - math.sin(angle)) < 1e-5
+            assert abs(table[*row, 4 + i] - math.cos(angle)) < 1e-5
+
+
 @pytest.mark.parametrize("style", ["half", "interleaved"])
 def test_rotation_equals_a_loop_over_pairs_and_leaves_the_rest(style):
     rng = np.random.default_rng(0)
