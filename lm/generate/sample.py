@@ -43,9 +43,11 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     eos_id: int | None = None,
+    start: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
     """For each prompt the new ids, int32, at most `tokens` of them; an `eos_id` ends a row and is its last.
 
+    An encoder-decoder's encoder reads the prompts, and its decoder continues `start`, by default its start_id alone.
     Row r draws from a key of (seed, r), so it does not depend on the other rows. Every token is predicted from the
     `model.context_limit` tokens before it: up to there with a cache, beyond it by a full pass a token, because
     positions then move. A model with `next_hidden`, which has no such cache, makes a full pass a token from the first.
@@ -57,30 +59,43 @@ def generate(
         raise UsageError("a prompt has no tokens: give it at least one, such as the end-of-text token")
     settings = Sampling(temperature, top_k, top_p)
     limit = model.context_limit
-    prompts = [np.asarray(p, np.int32) for p in prompts]
-    lengths = np.array([len(p) for p in prompts], np.int32)
+    source: dict[str, np.ndarray] = {}
+    if hasattr(model, "encode"):
+        source["source_tokens_BS"], sizes = _rows(prompts)
+        source["source_documents_BS"] = np.where(np.arange(sizes.max())[None] < sizes[:, None], 0, -1).astype(np.int32)
+        prompts = [[model.start_id] if start is None else start] * len(prompts)
+    elif start is not None:
+        raise UsageError("start is what a decoder beside an encoder continues: without one, put it before the prompts")
+    ids, lengths = _rows(prompts, tokens)
     longest = int(lengths.max())
-    ids = np.zeros((len(prompts), longest + tokens), np.int32)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
     if hasattr(model, "next_hidden"):
         limit, cached = limit or longest + tokens, 0
     else:
         cached = tokens if limit is None else max(0, min(tokens, limit - longest))
     if cached:
-        ids = _cached(model, settings, longest, cached, params, ids, lengths, keys)
+        ids = _cached(model, settings, longest, cached, params, source, ids, lengths, keys)
     if cached < tokens:
-        ids = _sliding(model, settings, limit, tokens - cached, params, ids, lengths + cached, keys, cached)
+        ids = _sliding(model, settings, limit, tokens - cached, params, source, ids, lengths + cached, keys, cached)
     ids = np.asarray(ids)
     return [_until(row[n : n + tokens], eos_id) for row, n in zip(ids, lengths, strict=True)]
 
 
+def _rows(prompts: Sequence[Any], room: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [B, longest + room], zeros behind each prompt; int32 [B], their lengths)."""
+    lengths = np.array([len(p) for p in prompts], np.int32)
+    ids = np.zeros((len(prompts), lengths.max() + room), np.int32)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return ids, lengths
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _cached(model, settings, prompt_len, tokens, params, ids, lengths, keys):
-    """`ids` with `tokens` more in each row: one pass over the prompts, then a token at a time."""
+def _cached(model, settings, prompt_len, tokens, params, source, ids, lengths, keys):
+    """`ids` with `tokens` more in each row: one pass over source and prompts, then a token at a time."""
     rows = jnp.arange(ids.shape[0])
-    cache = specs.initialize(model.cache_spec(ids.shape[0], prompt_len + tokens), jax.random.key(0))
+    sizes = (ids.shape[0], prompt_len + tokens, *(source["source_tokens_BS"].shape[1:] if source else ()))
+    cache = specs.initialize(model.cache_spec(*sizes), jax.random.key(0))
     head = model.head(params)
 
     def draw(ids, hidden_BD, t):
@@ -93,7 +108,7 @@ def _cached(model, settings, prompt_len, tokens, params, ids, lengths, keys):
         ids, last = draw(ids, out.hidden_BLD[:, 0], t)
         return (ids, last, out.cache), None
 
-    out = model.apply(params, {"tokens_BL": ids[:, :prompt_len]}, cache=cache)
+    out = model.apply(params, {"tokens_BL": ids[:, :prompt_len]} | source, cache=cache)
     # What the padding of shorter prompts left in the cache is forgotten, and then overwritten.
     cache = out.cache | {"length": lengths}
     ids, last = draw(ids, out.hidden_BLD[rows, lengths - 1], 0)
@@ -101,7 +116,7 @@ def _cached(model, settings, prompt_len, tokens, params, ids, lengths, keys):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _sliding(model, settings, limit, tokens, params, ids, lengths, keys, drawn):
+def _sliding(model, settings, limit, tokens, params, source, ids, lengths, keys, drawn):
     """`ids` with `tokens` more in each row, each from a full pass over the `limit` tokens before it."""
     rows = jnp.arange(ids.shape[0])
     head = model.head(params)
@@ -110,17 +125,18 @@ def _sliding(model, settings, limit, tokens, params, ids, lengths, keys, drawn):
     def step(ids, t):
         first = jnp.maximum(lengths + t - limit, 0)
         context = jax.vmap(lambda row, i: jax.lax.dynamic_slice(row, (i,), (limit,)))(ids, first)
-        hidden_BD = _next_hidden(model, params, context, jnp.minimum(lengths + t, limit))
+        hidden_BD = _next_hidden(model, params, source, context, jnp.minimum(lengths + t, limit))
         chosen = _draw(settings, model.logits(head, hidden_BD), keys, drawn + t)
         return ids.at[rows, lengths + t].set(chosen), None
 
     return jax.lax.scan(step, ids, jnp.arange(tokens))[0]
 
 
-def _next_hidden(model, params, tokens_BL, lengths_B):
+def _next_hidden(model, params, source, tokens_BL, lengths_B):
     if hasattr(model, "next_hidden"):
         return model.next_hidden(params, tokens_BL, lengths_B)
-    return model.apply(params, {"tokens_BL": tokens_BL}).hidden_BLD[jnp.arange(len(lengths_B)), lengths_B - 1]
+    out = model.apply(params, {"tokens_BL": tokens_BL} | source)
+    return out.hidden_BLD[jnp.arange(len(lengths_B)), lengths_B - 1]
 
 
 def _draw(settings: Sampling, logits_BV: jax.Array, keys_B: jax.Array, t: jax.Array | int) -> jax.Array:

@@ -9,6 +9,7 @@ from lm.core import params as specs
 from lm.core.errors import UsageError
 from lm.generate.sample import filter_logits, generate
 from lm.models.decoder import Decoder
+from lm.models.encdec import EncDec
 
 LIMIT, VALID = 12, 20
 MODEL = Decoder(layers=1, width=16, heads=2, vocab_size=32, valid_vocab_size=VALID, max_len=LIMIT, init_std=0.7)
@@ -102,3 +103,22 @@ def test_without_a_context_limit_the_cache_serves_all(params):
     model = dataclasses.replace(MODEL, positions="rotary", max_len=None)
     no_table = {k: v for k, v in params.items() if k != "positions"}
     assert len(generate(model, no_table, PROMPTS, 15)[2]) == 15
+
+
+@pytest.mark.parametrize("positions", [{"positions": "learned", "max_len": 6}, {"positions": "sinusoidal"}], ids=str)
+def test_an_encoder_decoder_reads_the_prompts_and_continues_its_start(positions):
+    model = EncDec(layers=2, width=16, heads=2, vocab_size=32, start_id=3, init_std=0.7, **positions)
+    params = specs.initialize(model.spec(), jax.random.key(0))
+    for start in (None, [3, 7]):
+        rows = generate(model, params, PROMPTS, 8, temperature=0, start=start)
+        for prompt, row in zip(PROMPTS, rows, strict=True):
+            ids = np.array([*(start or [3]), *row])
+            first = len(ids) - len(row)
+            for end in range(first, len(ids)):
+                # Beyond the positions there are, the last of them slide along.
+                seen = ids[max(0, end - (model.max_len or end)) : end]
+                batch = {"source_tokens_BS": prompt[None], "tokens_BL": seen[None]}
+                hidden = model.apply(params, batch).hidden_BLD[0, -1]
+                assert np.argmax(model.logits(model.head(params), hidden[None])) == ids[end]
+    with pytest.raises(UsageError, match="start"):
+        generate(MODEL, params, PROMPTS, 1, start=[1])
