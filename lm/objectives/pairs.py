@@ -21,8 +21,9 @@ class Pairs:
     "nsp": the second segment is from anywhere in another document (next-sentence prediction; BERT, 1810.04805,
     section 3.1). "sop": the two change places (sentence-order prediction; ALBERT, 1909.11942, section 3.1). A fair
     coin decides; class 0 is the text as it was. The two losses are means of their own, added. A share `short` of rows
-    is cut to a random length (0.1 in both papers' code). A row is [CLS] A [SEP] B [SEP], A and B adjoining parts of
-    the longest document in the window, cut at a word. B from another document is as long, so that length tells nothing.
+    is cut to a random length (0.1 in both papers' code). A row is [CLS] A [SEP] B [SEP], A and B adjoining sentences of
+    the longest document in the window, or words where it has fewer than two sentences. B from another document has as
+    much room, so that length tells nothing.
     """
 
     kind: str = "nsp"
@@ -113,8 +114,9 @@ class Pairs:
             text = text[: rng.integers(2, len(text))]
         if len(text) < 2:
             return [], False
-        cut = int(rng.choice(_words(split, text[1:]))) + 1
-        segments = [(first, text[:cut]), (first + cut, text[cut:])]
+        breaks = _breaks(split, first, text)
+        begin, cut, end = breaks[0], int(rng.choice(breaks[1:-1])), breaks[-1]
+        segments = [(first + begin, text[begin:cut]), (first + cut, text[cut:end])]
         if rng.random() < 0.5:
             return segments, False
         if self.kind == "sop":
@@ -135,37 +137,48 @@ def _longest(row):
     return place, np.asarray(row["tokens"], np.int32)[first : first + length]
 
 
-def _elsewhere(rng, split, place, length):
-    """(place, tokens) of `length` tokens from another document than that at `place`, fewer where none is as long.
+def _elsewhere(rng, split, place, room):
+    """(place, tokens) of whole sentences from another document than that at `place`, as many as `room` tokens hold.
 
-    They are the end of that document if those at `place` are the end of theirs, and never its begin.
+    They are the end of that document if the `room` tokens at `place` are the end of theirs, and never its begin.
     """
     first, end = split.bounds(place)
-    is_end = place + length == _body(split, place)[1]
+    is_end = place + room == _body(split, place)[1]
     best = (0, np.zeros(0, np.int32))
     for _ in range(_TRIES):
         # Uniform over the tokens of all other documents.
         other = int(rng.integers(split.tokens - (end - first)))
         start, stop = _body(split, other + (end - first) * (other >= first))
-        last = max(start + 1, stop - length)
+        last = max(start + 1, stop - room)
         found = last if is_end else int(rng.integers(start + 1, last, endpoint=True))
-        size = min(length, stop - found)
-        if size > len(best[1]):
-            skip = int(_words(split, split.window(found, size))[0])
-            found, size = (found + skip, size - skip) if is_end else (min(found + skip, stop - size), size)
-            best = found, split.window(found, size)
-        if size == length:
+        if found >= stop:
+            continue
+        text = split.window(found, min(2 * room, stop - found))
+        breaks = np.array(_breaks(split, found, text))
+        low = breaks[0]
+        high = breaks[breaks <= low + room][-1]
+        if high - low > len(best[1]):
+            best = found + low, text[low:high]
+        if 2 * len(best[1]) >= room:
             break
     return best
+
+
+def _breaks(split, place, text):
+    """Where in a text sentences begin and end, ascending, or where words do if those are fewer than three.
+
+    An end of the text counts where the document at `place` begins or ends there, and with words in any case.
+    """
+    first, end = _body(split, place)
+    inside = (np.flatnonzero(split.sentence_ends[text[:-1]]) + 1).tolist()
+    found = [0] * (place == first) + inside + [len(text)] * (place + len(text) == end)
+    if len(found) >= 3:
+        return found
+    words = (np.flatnonzero(split.word_starts[text[1:]]) + 1).tolist() or list(range(1, len(text)))
+    return [0, *words, len(text)]
 
 
 def _body(split, position):
     """(first, end) of the document at `position` without the id that ends it, which would tell the order."""
     first, end = split.bounds(position)
     return first, end - int(split.eos_id is not None and split.window(end - 1, 1)[0] == split.eos_id)
-
-
-def _words(split, text):
-    """Where in a text words begin; everywhere, where none does."""
-    found = np.flatnonzero(split.word_starts[text])
-    return found if len(found) else np.arange(len(text))
