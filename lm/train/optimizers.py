@@ -123,6 +123,28 @@ class Adafactor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lamb:
+    """Adam, with each matrix's step, decay included, as long as the matrix (You et al. 2019, arXiv 1904.00962).
+
+    Each layer of a stack is a matrix of its own. Vectors step as Adam has it, as in the authors' code.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float | None = 1.0
+    groups: tuple[Group, ...] = ()
+
+    def __post_init__(self):
+        _check(self, b1=self.b1, b2=self.b2)
+
+    def build(self, spec: Any) -> optax.GradientTransformation:
+        """The transformation for parameters of this spec."""
+        return _assemble(self, spec, optax.scale_by_adam(self.b1, self.b2, self.eps), _as_long_as_weights(spec))
+
+
+@dataclasses.dataclass(frozen=True)
 class Muon:
     """Orthogonalised momentum for matrices, Adam for all else (Jordan et al. 2024).
 
@@ -164,8 +186,10 @@ def _check(optimizer: Any, **decays: float) -> None:
         check_positive(**{"optimizer.clip_norm": optimizer.clip_norm})
 
 
-def _assemble(config: Any, spec: Any, core: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Clipping, the core, decoupled decay by role, and the groups' multipliers, in that order."""
+def _assemble(
+    config: Any, spec: Any, core: optax.GradientTransformation, last: optax.GradientTransformation | None = None
+) -> optax.GradientTransformation:
+    """Clipping, the core, decoupled decay by role, `last`, and the groups' multipliers, in that order."""
     flat = tree.flatten(spec)
     decay = {path: config.weight_decay if p.role in DECAYED_ROLES else 0.0 for path, p in flat.items()}
     rate = dict.fromkeys(flat, 1.0)
@@ -180,6 +204,7 @@ def _assemble(config: Any, spec: Any, core: optax.GradientTransformation) -> opt
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         core,
         _decayed(tree.unflatten(decay)) if any(decay.values()) else optax.identity(),
+        last or optax.identity(),
         _scaled(tree.unflatten(rate)),
     )
 
@@ -189,6 +214,17 @@ def _decayed(coefficients: Any) -> optax.GradientTransformation:
         return jax.tree.map(lambda c, u, w: u + c * w if c else u, coefficients, updates, weights)
 
     return optax.stateless(add)
+
+
+def _as_long_as_weights(spec: Any) -> optax.GradientTransformation:
+    def one(p, update, weights):
+        if p.role not in DECAYED_ROLES:
+            return update
+        axes = tuple(i for i, axis in enumerate(p.axes) if axis not in STACK_AXES)
+        wanted, found = (jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (weights, update))
+        return update * jnp.where((wanted > 0) & (found > 0), wanted / jnp.where(found > 0, found, 1), 1)
+
+    return optax.stateless(lambda updates, weights: params.map_spec(one, spec, updates, weights))
 
 
 def _scaled(factors: Any) -> optax.GradientTransformation:
@@ -245,4 +281,4 @@ def _per_matrix(spec: Any, inner: optax.GradientTransformation) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
-Optimizer = AdamW | SGD | Lion | Adafactor | Muon
+Optimizer = AdamW | SGD | Lion | Adafactor | Lamb | Muon

@@ -52,7 +52,9 @@ def test_adamw_equals_torch_with_decay_on_all_but_vectors():
         np.testing.assert_allclose(a, b.detach().numpy(), atol=2e-6)
 
 
-@pytest.mark.parametrize("config", [optimizers.Adafactor(), optimizers.Muon(clip_norm=None)])
+@pytest.mark.parametrize(
+    "config", [optimizers.Adafactor(), optimizers.Lamb(clip_norm=None), optimizers.Muon(clip_norm=None)]
+)
 def test_each_matrix_of_a_stack_moves_as_it_would_alone(config):
     weights, grads = weights_and_grads()
     whole = descend(config.build(SPEC), weights, grads)
@@ -102,6 +104,18 @@ def test_adafactor_on_one_matrix_is_optax_adafactor(form):
         updates, state = reference.update(g, state, theirs)
         theirs = optax.apply_updates(theirs, updates)
     np.testing.assert_allclose(ours["w"], theirs["w"], atol=1e-6)
+
+
+def test_lamb_on_matrices_is_optax_lamb_and_on_vectors_adam():
+    weights, grads = weights_and_grads()
+    ours = descend(optimizers.Lamb(weight_decay=0.1, clip_norm=None).build(SPEC), weights, grads)
+    adam = descend(optimizers.AdamW(b2=0.999, eps=1e-6, weight_decay=0.1, clip_norm=None).build(SPEC), weights, grads)
+    theirs, state = weights, (reference := optax.lamb(1e-2, weight_decay=0.1)).init(weights)
+    for g in grads:
+        updates, state = reference.update(g, state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    np.testing.assert_allclose(ours["embed"], theirs["embed"], atol=1e-5)
+    np.testing.assert_allclose(ours["block"]["b"], adam["block"]["b"], atol=1e-6)
 
 
 def test_adafactor_keeps_two_vectors_a_matrix():
