@@ -89,8 +89,8 @@ Scaling = LinearScaling | Llama3Scaling | YarnScaling
 def sinusoids(positions: jax.Array, width: int, layout: str = "interleaved") -> jax.Array:
     """[..., D] float32: sin(pos / 10000^(2i/D)) at 2i, the cosine at 2i + 1 (Vaswani et al. 2017, 1706.03762).
 
-    In "halves" all sines come before all cosines (Marian); so they do in "tensor2tensor", whose frequencies are
-    10000^(-i / (D/2 - 1)) and so reach 1 / 10000 (the paper's own code, fairseq, FSMT).
+    In "halves" all sines come before all cosines (Marian, Transformer-XL); so they do in "tensor2tensor", whose
+    frequencies are 10000^(-i / (D/2 - 1)) and so reach 1 / 10000 (the paper's own code, fairseq, FSMT).
     """
     if layout == "tensor2tensor":
         step = math.log(10000.0) / (width // 2 - 1)

@@ -4,13 +4,6 @@ import jax
 import jax.numpy as jnp
 
 
-def relative_sinusoids(distances: jax.Array, width: int) -> jax.Array:
-    """[..., D] float32: the sines of distance / 10000^(2i/D) in the first half, the cosines in the second."""
-    frequencies = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angles = distances[..., None].astype(jnp.float32) * frequencies.reshape((1,) * distances.ndim + (-1,))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
-
-
 def distances(length: int, keys: int, clamp: int | None = None) -> jax.Array:
     """int32 [S + L]: how far a key may lie behind its query, from S down to 1 - L, within +-clamp."""
     steps = jnp.arange(keys, -length, -1)

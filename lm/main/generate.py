@@ -12,7 +12,7 @@ from lm.main.flags import required, value
 def define(values: flags.FlagValues) -> None:
     """Registers the flags of `lm generate`."""
     flags.DEFINE_string("checkpoint", None, "a run folder, or one step's folder", flag_values=values)
-    flags.DEFINE_string("prompt", None, "the text to continue", flag_values=values)
+    flags.DEFINE_string("prompt", None, "the text to continue, or an encoder's to read", flag_values=values)
     flags.DEFINE_integer("tokens", 100, "how many tokens to add", flag_values=values)
     flags.DEFINE_integer("samples", 1, "how many continuations", flag_values=values)
     flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token each time", flag_values=values)
@@ -47,7 +47,8 @@ def main(values: flags.FlagValues) -> int:
     for number, row in enumerate(rows, 1):
         if len(rows) > 1:
             print(f"--- {number}")
-        print(prompt + tokenizer.decode(row))
+        # What an encoder has read is no part of what its decoder writes.
+        print(("" if hasattr(model, "encode") else prompt) + tokenizer.decode(row))
     return 0
 
 

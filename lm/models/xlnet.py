@@ -16,7 +16,8 @@ from lm.layers.embed import embed, embed_spec, mask_padding, unembed
 from lm.layers.linear import linear, linear_spec
 from lm.layers.mlp import mlp, mlp_spec
 from lm.layers.norm import norm, norm_spec
-from lm.layers.transformer_xl import by_key, distances, relative_sinusoids
+from lm.layers.positions import sinusoids
+from lm.layers.transformer_xl import by_key, distances
 from lm.models.flops import body_flops, forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
@@ -220,11 +221,11 @@ class XLNet:
         """What all layers read: positions [1 or B, R, D], and a pair (masks, same segment, picks) for each stream."""
         B, L = batch["tokens_BL"].shape
         steps = distances(L, M + L, self.clamp)
-        positions = relative_sinusoids(steps, self.width)[None]
+        positions = sinusoids(steps, self.width, "halves")[None]
         if self.two_directions:
             if B % 2:
                 raise UsageError(f"two_directions=True needs an even number of rows, not {B}")
-            both = jnp.concatenate([positions, relative_sinusoids(-steps, self.width)[None]])
+            both = jnp.concatenate([positions, sinusoids(-steps, self.width, "halves")[None]])
             positions = jnp.repeat(both, B // 2, 0)
         elif key is not None:
             positions = jnp.broadcast_to(positions, (B, *positions.shape[1:]))

@@ -15,8 +15,9 @@ from lm.core import tree
 from lm.core.errors import UsageError
 from lm.layers.buckets import Buckets
 from lm.models.encdec import EncDec
+from lm.objectives.causal import Causal
 from lm.parallel import rules
-from tests.models.contract_test import assert_same, randomized
+from tests.models.contract_test import assert_same, loss_and_gradients, randomized
 
 B, S, L, V = 8, 12, 16, 128
 TINY: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "vocab_size": V, "valid_vocab_size": V - 3}
@@ -78,16 +79,6 @@ def make_batch():
     weights = rng.integers(0, 2, (B, L)).astype(np.float32)
     batch = {"tokens_BL": tokens[:, :-1], "targets_BL": tokens[:, 1:], "weights_BL": weights}
     return batch | {"source_tokens_BS": source, "source_documents_BS": documents}
-
-
-def loss_and_gradients(model, params, batch, key=None):
-    def mean_loss(params):
-        out = model.apply(params, batch, key=key)
-        scores = jax.nn.log_softmax(model.logits(model.head(params), out.hidden_BLD))
-        nll_BL = -jnp.take_along_axis(scores, batch["targets_BL"][..., None], -1)[..., 0]
-        return (nll_BL * batch["weights_BL"]).sum() / batch["weights_BL"].sum()
-
-    return jax.jit(jax.value_and_grad(mean_loss))(params)
 
 
 def test_hidden_states_and_logits_have_the_declared_shapes(model, params):
@@ -177,6 +168,14 @@ def test_cached_decoding_of_ragged_rows_equals_the_full_pass(model, params):
 
 def test_scan_equals_the_unrolled_stacks(model, params, reference):
     assert_same(loss_and_gradients(dataclasses.replace(model, scan=False), params, make_batch()), reference)
+
+
+def test_a_loss_in_chunks_is_the_same(model, params, reference):
+    def mean_loss(params):
+        terms = Causal(chunk_tokens=8).loss(model, params, make_batch())
+        return terms["loss"][0] / terms["loss"][1]
+
+    assert_same(jax.jit(jax.value_and_grad(mean_loss))(params), reference)
 
 
 def test_a_mesh_gives_the_same_loss_and_gradients(model, params, reference):
