@@ -1,0 +1,21 @@
+"""A small ALBERT on any corpus folder of documents, on a laptop: n-grams of words hidden, and sentence order.
+
+Claim: it tells whether two runs of sentences stand in their order, and hidden words by their context, with the
+parameters of one layer.
+Command: lm train --experiment=albert_tiny --corpus=DIR --workdir=runs/albert_tiny
+Hardware and time: 2 CPU cores, minutes.
+"""
+
+import dataclasses
+
+from experiments import bert_tiny
+from lm.objectives.mlm import MaskedLM
+from lm.objectives.pairs import Pairs
+from lm.train.run import Run
+
+
+def run() -> Run:
+    """4 layers of one set of parameters, 128 wide, embeddings of 64, rows of 128."""
+    base = bert_tiny.run()
+    model = dataclasses.replace(base.model, embed_width=64, shared_groups=1, activation="gelu_tanh")
+    return dataclasses.replace(base, model=model, objective=Pairs("sop", MaskedLM(unit="word", max_ngram=3)))

@@ -1,0 +1,19 @@
+"""A small RoBERTa on any corpus folder, on a laptop: masks drawn anew, text that goes on across documents.
+
+Claim: the loss of hidden tokens falls well below the entropy of single tokens, which ignores all context.
+Command: lm train --experiment=roberta_tiny --corpus=DIR --workdir=runs/roberta_tiny
+Hardware and time: 2 CPU cores, minutes.
+"""
+
+import dataclasses
+
+from experiments import bert_tiny
+from lm.objectives.mlm import MaskedLM
+from lm.train.run import Run
+
+
+def run() -> Run:
+    """4 layers, 128 wide, rows of 128."""
+    base = bert_tiny.run()
+    model = dataclasses.replace(base.model, position_offset=2, types=1, norm_eps=1e-5, outputs=("tokens",))
+    return dataclasses.replace(base, model=model, objective=MaskedLM())
