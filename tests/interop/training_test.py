@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
+_SIDES = {"layers": 2, "attention_heads": 4, "ffn_dim": 128}
 STEPS, B, L, V, RATE = 50, 8, 32, 260, 1e-3
 BERT = {
     "vocab_size": V,
@@ -32,6 +33,10 @@ BERT = {
 }
 GPT2 = {"vocab_size": V, "n_positions": 40, "n_embd": 64, "n_layer": 2, "n_head": 4}
 GPT2 |= {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+T5 = {"vocab_size": V, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+T5 |= {"decoder_start_token_id": 0, "pad_token_id": 0}
+BART = {"vocab_size": V, "d_model": 64, "max_position_embeddings": 40, "dropout": 0.0, "pad_token_id": V - 1}
+BART |= {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in _SIDES.items()}
 XLNET = {"vocab_size": V, "d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128, "dropout": 0.0}
 ROWS = {
     "gpt2": ("GPT2LMHeadModel", GPT2),
@@ -39,6 +44,8 @@ ROWS = {
     "bert": ("BertForMaskedLM", BERT),
     "albert": ("AlbertForMaskedLM", BERT | {"embedding_size": 32, "num_hidden_groups": 1}),
     "xlnet": ("XLNetLMHeadModel", XLNET),
+    "t5": ("T5ForConditionalGeneration", T5),
+    "bart": ("BartForConditionalGeneration", BART),
 }
 
 
@@ -60,6 +67,11 @@ def masked(rows, rng):
         "targets_BL": rows[:, :-1],
         "weights_BL": chosen.astype(np.float32),
     }
+
+
+def reversed_bytes(rows, rng):
+    """The source backwards: the decoder has to look for it."""
+    return causal(rows, rng) | {"source_tokens_BS": rows[:, ::-1].copy()}
 
 
 PERMUTATION = Permutation(ids=(V - 2, V - 1))
@@ -89,7 +101,11 @@ def torch_scores(module, batch):
             use_mems=False,
         )
         return out.logits, given["targets_BP"], torch.tensor(batch["weights_BP"])
-    return module(given["tokens_BL"]).logits, given["targets_BL"], torch.tensor(batch["weights_BL"])
+    if "source_tokens_BS" in batch:
+        out = module(given["source_tokens_BS"], decoder_input_ids=given["tokens_BL"], use_cache=False)
+    else:
+        out = module(given["tokens_BL"])
+    return out.logits, given["targets_BL"], torch.tensor(batch["weights_BL"])
 
 
 def torch_losses(module, decayed, batches):
@@ -127,6 +143,7 @@ def test_fifty_steps_have_the_same_losses(row, tmp_path):
         e.name for e in hf.architectures()[name].tensors(model, name) if spec[e.leaves[0][0]].role in DECAYED_ROLES
     }
     corrupt = permuted if row == "xlnet" else causal if name.endswith(("CausalLM", "LMHeadModel")) else masked
+    corrupt = reversed_bytes if "Conditional" in name else corrupt
     batches = [corrupt(rows, rng) for rows in windows()]
 
     optimizer = AdamW(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0).build(model.spec())
