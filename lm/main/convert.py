@@ -80,6 +80,7 @@ def _to_hugging_face(checkpoint: str, out: str, architecture: str | None) -> Non
     experiment: Any = files.read_json(name).get("experiment") if name.exists() else None
     if architecture is None and str(experiment).startswith(_FROM):
         architecture = experiment.removeprefix(_FROM)
+    model, weights = hf.part(model, weights, architecture)
     architecture = hf.save(out, model, weights, architecture)
     if any((files.path(run_folder) / f).exists() for f in folder.TOKENIZERS):
         _write_tokenizer(out, load_tokenizer(checkpoint), load_run(checkpoint).objective)
