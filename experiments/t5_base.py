@@ -16,7 +16,7 @@ from lm.train.schedules import InverseSqrt
 
 
 def run() -> Run:
-    """12 and 12 layers, 768 wide: 220M parameters, 2,048 sources of 512 a step."""
+    """12 and 12 layers, 768 wide: 223M parameters, 2,048 sources of 512 a step."""
     return Run(
         model=EncDec(
             layers=12,

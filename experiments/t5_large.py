@@ -11,7 +11,7 @@ from lm.train.run import Run
 
 
 def run() -> Run:
-    """24 and 24 layers, 1,024 wide: 770M parameters."""
+    """24 and 24 layers, 1,024 wide: 738M parameters."""
     base = t5_base.run()
     model = dataclasses.replace(
         base.model, layers=24, width=1024, heads=16, mlp_width=4096, logit_scale=1024**-0.5, remat="attention"

@@ -7,6 +7,9 @@ import pytest
 from lm.core.errors import UsageError
 from lm.models.decoder import Decoder
 from lm.objectives.causal import Causal
+from lm.objectives.denoise import Denoise
+from lm.objectives.span import SpanCorruption
+from lm.objectives.ul2 import UL2
 from lm.train.run import Evals, Run, Train, resolve
 
 
@@ -18,6 +21,20 @@ class Masking:
     vocab_size: int | None = None
 
     extra_ids = ("[MASK]", "[SEP]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What resolve sees of an encoder-decoder."""
+
+    vocab_size: int | None = None
+    valid_vocab_size: int | None = None
+    start_id: int = 0
+
+    context_limit = None
+
+    def encode(self):
+        """The memory."""
 
 
 class Ids:
@@ -95,6 +112,14 @@ def test_settings_that_cannot_train_are_named(settings, words):
 def test_an_objective_is_told_its_extra_ids():
     new = resolve(make_run(objective=Masking(), positions="none"), Ids(127))
     assert new.objective == Masking((127, 128), 127) and new.model.valid_vocab_size == 129
+
+
+@pytest.mark.parametrize(("objective", "start"), [(SpanCorruption(), 100), (UL2(), 100), (Denoise(), 101)])
+def test_a_decoder_with_a_source_starts_from_the_objectives_id(objective, start):
+    new = resolve(dataclasses.replace(make_run(positions="none"), model=Source(), objective=objective), Ids(100))
+    assert new.model.start_id == start and new.model.valid_vocab_size == 100 + len(objective.extra_ids)
+    with pytest.raises(UsageError, match="needs an encoder-decoder, not model=Decoder"):
+        resolve(make_run(objective=objective, positions="none"), Ids(100))
 
 
 def test_special_tokens_that_the_tokenizer_has_are_taken_from_it():
