@@ -13,6 +13,15 @@ from lm.data.pretrained import Pretrained
 from lm.data.spiece import SPACE, proto, ranked_merges
 from lm.data.tokenizers import END, UNKNOWN, Byte, Char, Pieces, Tokenizer, Word
 
+_FIELDS = {
+    "<pad>": "pad_token",
+    "<s>": "bos_token",
+    "</s>": "eos_token",
+    "[MASK]": "mask_token",
+    "[CLS]": "cls_token",
+    "[SEP]": "sep_token",
+}
+
 
 def tokenizer_json(tokenizer: Tokenizer, extra: Sequence[str] = ()) -> bytes:
     """The content of the tokenizer.json, with `extra` special tokens at the ids after the tokenizer's.
@@ -30,12 +39,12 @@ def tokenizer_json(tokenizer: Tokenizer, extra: Sequence[str] = ()) -> bytes:
     return made.to_str().encode()
 
 
-def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What tokenizer_config.json says beside it: the class that takes tokenizer.json as it is, and the ends of text."""
+def tokenizer_config(tokenizer: Tokenizer, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """What tokenizer_config.json says beside it: the class that takes tokenizer.json as it is, and what is special."""
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     if tokenizer.eos_id is not None:
         config["eos_token"] = tokenizer.piece(tokenizer.eos_id)
-    return config
+    return config | {_FIELDS[name]: name for name in extra if name in _FIELDS}
 
 
 def _byte(tokenizer):

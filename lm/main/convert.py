@@ -102,7 +102,7 @@ def _write_tokenizer(out: str, tokenizer: Any, objective: Any) -> None:
         return
     files.write_bytes(files.path(out) / Pretrained.file_name, content)
     if not isinstance(tokenizer, Pretrained):
-        files.write_json(files.path(out) / "tokenizer_config.json", export.tokenizer_config(tokenizer))
+        files.write_json(files.path(out) / "tokenizer_config.json", export.tokenizer_config(tokenizer, extra))
 
 
 if __name__ == "__main__":

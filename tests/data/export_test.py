@@ -33,8 +33,9 @@ def test_ids_and_text_are_equal(tmp_path, library, kind, model_type):
     name, size = tokenizers.parse(kind)
     texts = library[5::25] + AWKWARD
     ours = tokenizers.train(name, texts if size is None else library[::10], size)
-    (tmp_path / "tokenizer.json").write_bytes(export.tokenizer_json(ours, ["[MASK]", "<extra_id_0>"]))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(export.tokenizer_config(ours)))
+    extra = ["[MASK]", "<extra_id_0>"]
+    (tmp_path / "tokenizer.json").write_bytes(export.tokenizer_json(ours, extra))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(export.tokenizer_config(ours, extra)))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in texts if model_type == "llama" else texts[-12:]:
@@ -46,7 +47,7 @@ def test_ids_and_text_are_equal(tmp_path, library, kind, model_type):
             assert theirs.decode(ids) == ours.decode(ids)
     assert theirs.eos_token_id == ours.eos_id
     assert theirs.convert_tokens_to_ids("<extra_id_0>") == ours.vocab_size + 1
-    assert theirs.decode([ours.vocab_size]) == "[MASK]"
+    assert theirs.mask_token_id == ours.vocab_size
 
 
 def test_what_was_read_is_written_again():
