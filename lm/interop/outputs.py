@@ -67,9 +67,9 @@ def kind_of(model: Any) -> Kind:
     return KINDS[type(model)]
 
 
-def _check_ids(name: str, ids: np.ndarray | None, vocab_size: int) -> None:
-    if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-        raise UsageError(f"{name} go from {ids.min()} to {ids.max()}, outside the vocabulary of {vocab_size}")
+def _check_ids(name: str, ids: np.ndarray | None, rows: int, table: str = "vocabulary") -> None:
+    if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() < rows:
+        raise UsageError(f"{name} go from {ids.min()} to {ids.max()}, outside the {table} of {rows}")
 
 
 def _decoder_batch(model: Decoder, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -77,6 +77,8 @@ def _decoder_batch(model: Decoder, given: dict[str, np.ndarray]) -> dict[str, np
     if "attention_mask" in given:
         batch["documents_BL"] = _documents(given["attention_mask"])
     if "position_ids" in given:
+        if model.max_len is not None:
+            _check_ids("position_ids", given["position_ids"], model.max_len, "positions")
         batch["positions_BL"] = given["position_ids"]
     return batch
 
@@ -91,8 +93,11 @@ def _encoder_batch(model: Encoder, given: dict[str, np.ndarray]) -> dict[str, np
     if "attention_mask" in given:
         batch["documents_BL"] = _documents(given["attention_mask"])
     if "token_type_ids" in given:
+        _check_ids("token_type_ids", given["token_type_ids"], model.types, "types")
         batch["types_BL"] = given["token_type_ids"]
     if "position_ids" in given:
+        if model.max_len is not None:
+            _check_ids("position_ids", given["position_ids"], model.max_len + model.position_offset, "positions")
         batch["positions_BL"] = given["position_ids"] - model.position_offset
     elif model.position_offset:
         # RoBERTa counts what is no padding, by its id: the row before the first token's is the padding's.

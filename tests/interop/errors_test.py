@@ -12,6 +12,7 @@ from lm.core import params, tree
 from lm.core.errors import UsageError
 from lm.interop import hf, safetensors
 from lm.models.decoder import Decoder
+from lm.models.encoder import Encoder
 
 MODEL = Decoder(layers=2, width=16, heads=2, vocab_size=11, max_len=8, activation="gelu_tanh")
 
@@ -141,3 +142,18 @@ def test_rows_for_no_token_are_left_out(tmp_path):
 def test_ids_outside_the_vocabulary_are_refused(made):
     with pytest.raises(UsageError, match="outside the vocabulary of 11"):
         lm.interop.forward(*lm.load(made[0]), input_ids=np.array([[3, 11]]))
+
+
+@pytest.mark.parametrize(
+    "name, ids, words",
+    [
+        ("token_type_ids", [[0, 2]], "token_type_ids go from 0 to 2, outside the types of 2"),
+        ("position_ids", [[-1, 0]], "position_ids go from -1 to 0, outside the positions of 10"),
+        ("position_ids", [[0, 10]], "outside the positions of 10"),
+    ],
+)
+def test_types_and_positions_outside_their_tables_are_refused(name, ids, words):
+    model = Encoder(layers=1, width=8, heads=1, vocab_size=11, max_len=8, position_offset=2)
+    weights = params.initialize(model.spec(), jax.random.key(0))
+    with pytest.raises(UsageError, match=words):
+        lm.interop.forward(model, weights, input_ids=np.array([[3, 4]]), **{name: np.array(ids)})
