@@ -14,7 +14,7 @@ from lm.train.run import Run
 
 
 def run() -> Run:
-    """A discriminator of 4 layers, 128 wide, and a generator half as wide; rows of 128."""
+    """A discriminator of 3 layers, 128 wide, and a generator half as wide; rows of 128."""
     base = bert_tiny.run()
     discriminator = dataclasses.replace(base.model, outputs=("detect",))
     generator = dataclasses.replace(discriminator, width=64, heads=2, embed_width=128, outputs=("tokens",))

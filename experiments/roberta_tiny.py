@@ -13,7 +13,7 @@ from lm.train.run import Run
 
 
 def run() -> Run:
-    """4 layers, 128 wide, rows of 128."""
+    """3 layers, 128 wide, rows of 128."""
     base = bert_tiny.run()
     model = dataclasses.replace(base.model, position_offset=2, types=1, norm_eps=1e-5, outputs=("tokens",))
     return dataclasses.replace(base, model=model, objective=MaskedLM())

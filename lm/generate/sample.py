@@ -53,6 +53,8 @@ def generate(
     positions then move. A model with `next_hidden`, which has no such cache, makes a full pass a token from the first.
     Raises UsageError for an empty prompt.
     """
+    if not continues_text(model):
+        raise UsageError(f"{type(model).__name__} continues no text: it has neither a cache nor a next token")
     if not prompts:
         return []
     if min(map(len, prompts)) < 1:
@@ -88,6 +90,11 @@ def _rows(prompts: Sequence[Any], room: int = 0) -> tuple[np.ndarray, np.ndarray
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     return ids, lengths
+
+
+def continues_text(model: Any) -> bool:
+    """Whether the model predicts a next token: one that sees both ways, or has another head, does not."""
+    return hasattr(model, "cache_spec") or hasattr(model, "next_hidden")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -11,7 +11,7 @@ from lm.main.flags import required, value
 
 def define(values: flags.FlagValues) -> None:
     """Registers the flags of `lm generate`."""
-    flags.DEFINE_string("checkpoint", None, "a run folder, or one step's folder", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "a run folder, a step, or a Hugging Face folder", flag_values=values)
     flags.DEFINE_string("prompt", None, "the text to continue, or an encoder's to read", flag_values=values)
     flags.DEFINE_integer("tokens", 100, "how many tokens to add", flag_values=values)
     flags.DEFINE_integer("samples", 1, "how many continuations", flag_values=values)

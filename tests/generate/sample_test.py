@@ -10,6 +10,7 @@ from lm.core.errors import UsageError
 from lm.generate.sample import filter_logits, generate
 from lm.models.decoder import Decoder
 from lm.models.encdec import EncDec
+from lm.models.encoder import Encoder
 
 LIMIT, VALID = 12, 20
 MODEL = Decoder(layers=1, width=16, heads=2, vocab_size=32, valid_vocab_size=VALID, max_len=LIMIT, init_std=0.7)
@@ -122,3 +123,9 @@ def test_an_encoder_decoder_reads_the_prompts_and_continues_its_start(positions)
                 assert np.argmax(model.logits(model.head(params), hidden[None])) == ids[end]
     with pytest.raises(UsageError, match="start"):
         generate(MODEL, params, PROMPTS, 1, start=[1])
+
+
+def test_a_model_that_sees_both_ways_continues_nothing():
+    encoder = Encoder(layers=1, width=8, heads=1, vocab_size=16)
+    with pytest.raises(UsageError, match="Encoder continues no text"):
+        generate(encoder, {}, [[1]], 3)
