@@ -89,7 +89,7 @@ def write(model: EncDec, architecture: str) -> dict[str, Any]:
         "d_ff": encoder.mlp_width,
         "vocab_size": model.vocab_size,
         "decoder_start_token_id": model.start_id,
-        "pad_token_id": 0,
+        "pad_token_id": model.start_id,  # T5 starts from its padding.
         "relative_attention_num_buckets": buckets.count,
         "relative_attention_max_distance": buckets.longest,
         "layer_norm_epsilon": model.norm_eps,
