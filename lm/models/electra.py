@@ -67,7 +67,7 @@ class Electra:
 
     def part_params(self, params: dict[str, Any], part: str) -> dict[str, Any]:
         """The parameters, or the spec, of one part as those of an Encoder."""
-        return {name: p for name, p in params.items() if name in SHARED} | params[part]
+        return {name: p for name, p in params.items() if name in SHARED} | dict(params[part])
 
     def apply(
         self,

@@ -54,24 +54,23 @@ class Pairs:
     def corrupt(self, rng: np.random.Generator, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """tokens, types, documents [L] (-1 at padding), the pair's class and weight, and what `mlm` adds.
 
-        A row whose documents end after one token has no pair, and weighs nothing.
+        A row whose documents end after one token has no pair: it is [CLS] alone, and weighs nothing.
         """
         assert self.ids is not None  # Filled in by lm.train.run.resolve.
         _, cls, sep = self.ids
         segments, changed = self._segments(rng, row)
-        real = sum(len(text) for _, text in segments) + 3 if segments else 0
-        length = len(row["tokens"]) + 3
+        length, real = len(row["tokens"]) + 3, 1
         tokens, types = np.zeros(length, np.int32), np.zeros(length, np.int32)
         noise, begins = np.zeros((length, 4)), np.ones(length, bool)
-        if segments:
-            tokens[0], end = cls, 1
-            for number, (place, text) in enumerate(segments):
-                part, end = slice(end, end + len(text)), end + len(text) + 1
-                tokens[part], tokens[end - 1], types[part.start : end] = text, sep, number
-                if self.mlm:
-                    noise[part] = self.mlm.noise(rng, row, place - row["start"], len(text))
-                    begins[part] = self.mlm.begins(row, text)
-                    begins[part.start] = True
+        tokens[0] = cls
+        for number, (place, text) in enumerate(segments):
+            part, end = slice(real, real + len(text)), real + len(text)
+            tokens[part], tokens[end], types[real : end + 1] = text, sep, number
+            if self.mlm:
+                noise[part] = self.mlm.noise(rng, row, place - row["start"], len(text))
+                begins[part] = self.mlm.begins(row, text)
+                begins[real] = True
+            real = end + 1
         batch: dict[str, Any] = {
             "tokens_BL": tokens,
             "types_BL": types,

@@ -72,6 +72,15 @@ def test_parts_that_cannot_share_are_refused(change, message):
         dataclasses.replace(MODEL, **parts)
 
 
+def test_it_is_a_flax_module_by_its_generator(params):
+    module = lm.interop.linen(MODEL)
+    expected = MODEL.apply(params, {"tokens_BL": TOKENS}).hidden_BLD
+    np.testing.assert_array_equal(module.apply({"params": params}, {"tokens_BL": TOKENS}).hidden_BLD, expected)
+    assert set(tree.flatten(module.init(jax.random.key(0), {"tokens_BL": TOKENS})["params"])) == set(
+        tree.flatten(MODEL.spec())
+    )
+
+
 @pytest.mark.hf
 @pytest.mark.parametrize("wanted", [None, "ElectraForPreTraining", "ElectraForMaskedLM"])
 def test_each_part_becomes_a_folder_that_transformers_loads(params, tmp_path, wanted):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from lm.core import params as specs
 from lm.core import tree
@@ -12,6 +13,7 @@ from lm.models.electra import PARTS, Electra
 from lm.models.encoder import Encoder
 from lm.objectives.detect import Detect, _replace
 from lm.objectives.mlm import MaskedLM
+from lm.parallel import rules
 
 V, W = 61, 30
 IDS = (V, V + 1, V + 2)
@@ -40,8 +42,12 @@ def params():
     return specs.initialize(MODEL.spec(), jax.random.key(0))
 
 
+def means_of(terms):
+    return {name: total / weight for name, (total, weight, _) in terms.items()}
+
+
 def means(terms):
-    return {name: float(total / weight) for name, (total, weight, _) in terms.items()}
+    return {name: float(mean) for name, mean in means_of(terms).items()}
 
 
 def original(batch):
@@ -117,6 +123,20 @@ def test_samples_are_the_same_without_a_key_and_differ_with_it(params):
     once, again = (means(OBJECTIVE.loss(MODEL, params, batch)) for _ in range(2))
     other = means(OBJECTIVE.loss(MODEL, params, batch, key=jax.random.key(5)))
     assert once == again and once["nll"] == other["nll"] and once["detect_loss"] != other["detect_loss"]
+
+
+def test_a_mesh_draws_the_same_samples_and_gives_the_same_figures(params):
+    batch = make_batch((30, 30, 12, 1, 30, 7, 30, 30))
+    loss = jax.jit(lambda params, batch: means_of(OBJECTIVE.loss(MODEL, params, batch, key=jax.random.key(2))))
+    expected = loss(params, batch)
+    sizes = {"data": 2, "fsdp": 2, "tensor": 2}
+    shape = tuple(sizes.get(axis, 1) for axis in rules.MESH_AXES)
+    mesh = jax.make_mesh(shape, rules.MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(params, rules.shardings(MODEL.spec(), mesh))
+        found = loss(sharded, jax.device_put(batch, rules.batch_sharding(mesh)))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-6, err_msg=name)
 
 
 def test_rows_without_weight_change_nothing(params):
