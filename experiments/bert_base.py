@@ -1,6 +1,7 @@
 """BERT-Base (Devlin et al. 2018, 1810.04805) on one corpus folder of documents.
 
-The paper trains nine tenths of the steps on rows of 128 tokens and the rest on 512; here all rows are 512. Its Adam
+Ten copies fix the masks, as in the authors' code; pairs and cuts, which those fix too, are drawn anew. The paper
+trains nine tenths of the steps on rows of 128 tokens and the rest on 512; here all rows are 512. Its Adam
 has no bias correction, which the warm-up makes small.
 Claim: none of our own; the paper reports tasks alone.
 Command: lm train --experiment=bert_base --corpus=DIR --workdir=DIR

@@ -1,9 +1,8 @@
 """RoBERTa-Base (Liu et al. 2019, 1907.11692) on one corpus folder: masks drawn anew, full sentences, no pairs.
 
-Claim: none of our own; the paper reports tasks, and a perplexity of hidden tokens on its own text (table 3: 3.68 for
-the base model after 31,000 steps of 8,000 rows of BERT's text).
+Claim: none of our own; the paper reports tasks, and a perplexity of hidden tokens on held-out text that is not ours.
 Command: lm train --experiment=roberta_base --corpus=DIR --workdir=DIR
-Hardware and time: 1,024 V100, about a day (paper, section 5).
+Hardware and time: 1,024 V100, about a day for the large model's first 100,000 steps (paper, section 5).
 """
 
 import dataclasses

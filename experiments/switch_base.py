@@ -3,10 +3,11 @@
 The released checkpoints' sizes: 12 layers, 768 wide, 12 heads, ReLU mlps of 3,072 without biases and, in every second
 layer, 128 of them with one chosen; RMS norms before each sublayer, dropout 0.1, coefficients 0.01 (paper, section 2.2)
 and 0.001 (the released router's z-loss). Adafactor and T5's rate over 2^20 tokens a step.
-Departures: the paper's model is T5's encoder and decoder on span corruption, this one a decoder with rotary positions
-on next tokens, so that it has 3.7B parameters with 32,128 pieces, not 7B. Experts are not dropped out, and the
-router's input gets no jitter. Capacity is counted in each row of 512 tokens, not over a device's rows, where chance
-spreads choices more unevenly: of the paper's factors (2, 1.25, 1) the largest, room for 8 tokens an expert and row.
+Departures: kernels are drawn at scale 1, not the paper's 0.1 (section 2.4), and dense mlps have no dropout inside;
+the paper's model is T5's encoder and decoder on span corruption, this one a decoder with rotary positions on next
+tokens, so that it has 3.7B parameters with 32,128 pieces, not 7B. Experts are not dropped out, and the router's input
+gets no jitter. Capacity is counted in each row of 512 tokens, not over a device's rows, where chance spreads choices
+more unevenly: of the paper's factors (2, 1.25, 1) the largest, room for 8 tokens an expert and row.
 Command: lm train --experiment=switch_base --corpus=DIR --workdir=DIR
 Hardware and time: 32 TPU v3 cores (paper, table 1); not run by us.
 """

@@ -1,7 +1,7 @@
 """XLNet-Base (Yang et al. 2019, 1906.08237, appendix A.4) on one corpus folder.
 
-The paper gives the architecture and rates; each row is one text with [SEP] and [CLS], not two, and no memory is
-carried from step to step.
+Rates are the large model's. Each row is one text with [SEP] and [CLS], not two; no memory is carried from step to step,
+no half of a batch is fed backwards, and the one dropout also acts within mlps, where the paper's table has 0.
 Claim: none of our own; the paper reports tasks alone.
 Command: lm train --experiment=xlnet_base --corpus=DIR --workdir=DIR
 Hardware and time: 512 TPU v3 chips, 5.5 days for the large model (paper, section 3.1).

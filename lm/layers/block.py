@@ -78,7 +78,7 @@ class Context(NamedTuple):
     @property
     def real_BL(self) -> jax.Array | None:
         """False at padding, whose document is -1; None where nothing is known to be padding."""
-        return None if self.documents is None else self.documents[0] >= 0
+        return None if self.documents is None else self.documents[1] >= 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -175,9 +175,10 @@ def _reporter(ledger: Any) -> Callable[..., None]:
 def _parameters(model: Any) -> int:
     """How many there are, with the smallest table where the vocabulary is not known yet."""
     from lm.core import params
+    from lm.models.headed import with_vocabulary
     from lm.train.run import VOCAB_MULTIPLE
 
-    sized = model if model.vocab_size else dataclasses.replace(model, vocab_size=VOCAB_MULTIPLE)
+    sized = model if model.vocab_size else with_vocabulary(model, VOCAB_MULTIPLE, None)
     return params.count(sized.spec())
 
 

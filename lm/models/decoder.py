@@ -104,6 +104,11 @@ class Decoder:
             raise UsageError(f"valid_vocab_size={self.valid_vocab_size} is not within vocab_size={self.vocab_size}")
 
     @property
+    def offers(self) -> tuple[str, ...]:
+        """What an objective may need of it."""
+        return ("causal",) if any(layer.window for layer in self.stack.layers) else ("causal", "prefix")
+
+    @property
     def context_limit(self) -> int | None:
         """The longest sequence that has positions; None where any length has."""
         return self.max_len

@@ -36,7 +36,10 @@ class Electra:
         for name, output in zip(PARTS, ("detect", "tokens"), strict=True):
             if output not in getattr(self, name).outputs:
                 raise UsageError(f"{name}.outputs={getattr(self, name).outputs} lacks {output!r}")
-        for name in ("max_len", "position_offset", "types", "norm_eps", "dtype", "embed_dropout"):
+        for name in (
+            *("max_len", "positions", "position_offset", "types", "norm_bias", "norm_eps"),
+            *("init_std", "dtype", "embed_dropout", "vocab_size"),
+        ):
             ours, theirs = getattr(self.discriminator, name), getattr(self.generator, name)
             if ours != theirs:
                 raise UsageError(f"discriminator.{name}={ours} and generator.{name}={theirs} differ: they are shared")
@@ -46,6 +49,8 @@ class Electra:
                 f"the parts' embeddings are {widths[0]} and {widths[1]} wide, and shared: "
                 f"set generator.embed_width={widths[0]}"
             )
+
+    offers = ("detect",)  # What an objective may need of it.
 
     @property
     def context_limit(self) -> int | None:

@@ -107,6 +107,8 @@ class EncDec:
             raise UsageError(f"valid_vocab_size={self.valid_vocab_size} is not within vocab_size={self.vocab_size}")
         _ = self.encoder_stack, self.decoder_stack
 
+    offers = ("source",)  # What an objective may need of it.
+
     @property
     def context_limit(self) -> int | None:
         """The longest source, and the longest target, that has positions; None where any length has."""

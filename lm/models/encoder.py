@@ -16,7 +16,7 @@ from lm.layers.embed import embed, embed_spec, mask_padding, unembed
 from lm.layers.linear import linear, linear_spec
 from lm.layers.positions import Scaling, rotary_table
 from lm.layers.stack import Group, Stack, groups
-from lm.models.flops import forward_flops
+from lm.models.flops import body_flops, forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
 
@@ -109,6 +109,12 @@ class Encoder:
         if self.valid_vocab_size is not None and not 0 < self.valid_vocab_size <= (self.vocab_size or 0):
             raise UsageError(f"valid_vocab_size={self.valid_vocab_size} is not within vocab_size={self.vocab_size}")
         _ = self.stack
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """What an objective may need of it."""
+        pair = ("pair",) if "pair" in self.outputs and self.types >= 2 else ()
+        return (("masked",) if "tokens" in self.outputs else ()) + pair
 
     @property
     def context_limit(self) -> int | None:
@@ -221,8 +227,10 @@ class Encoder:
         return 4 * self.width * sum(min(2 * (layer.window or length) - 1, length) for layer in self.stack.layers)
 
     def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
-        """Floating-point operations of a row, see lm.models.flops.forward_flops."""
-        return forward_flops(self, spec, lengths)
+        """Floating-point operations of a row, see lm.models.flops.forward_flops: pairs are scored at one token."""
+        once = {name: spec[name] for name in ("pooler", "pair") if name in spec}
+        each = {name: part for name, part in spec.items() if name not in once}
+        return forward_flops(self, each, lengths) + body_flops(once, 1)
 
     def head(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that score the vocabulary."""

@@ -20,12 +20,13 @@ def forward_flops(model: Any, spec: Any, lengths: dict[str, int]) -> float:
 
     `lengths` are those of a row's arrays by their names in a batch.
     """
-    length, head = lengths["tokens_BL"], model.head(spec)
+    length, scored = lengths["tokens_BL"], targets(lengths)
+    head = model.head(spec) if scored else {}
     # Matrices of the head are part of the spec too.
     body = body_flops(spec, length) - 2 * length * params.count_passed(head, "matrix")
-    return body + head_flops(head, targets(lengths)) + length * model.attention_flops(length)
+    return body + head_flops(head, scored) + length * model.attention_flops(length)
 
 
 def targets(lengths: dict[str, int]) -> int:
-    """How many positions of a row are scored."""
-    return lengths["targets_BP"] if "targets_BP" in lengths else lengths["targets_BL"]
+    """How many positions of a row are scored; none where an objective asks for something else alone."""
+    return next((lengths[name] for name in ("targets_BP", "targets_BL") if name in lengths), 0)

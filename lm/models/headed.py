@@ -30,6 +30,8 @@ class Headed:
         if getattr(self.base, "outputs", ()):
             raise UsageError(f"base.outputs={self.base.outputs} have no effect below a head for a task: set outputs=()")
 
+    offers = ()  # What an objective of pretraining may need of it.
+
     @property
     def vocab_size(self) -> int | None:
         return self.base.vocab_size
@@ -81,9 +83,9 @@ class Headed:
         scores = self.task.apply(params["task"], x, fold(key, 1))
         return (scores.reshape(batch["tokens_BL"].shape[:2]) if self.task.kind == "choice" else scores), out
 
-    def attention_flops(self, length: int) -> float:
-        """The base's."""
-        return self.base.attention_flops(length)
+    def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
+        """Floating-point operations of a row of the base; the head's few are left out."""
+        return self.base.forward_flops({name: part for name, part in spec.items() if name != "task"}, lengths)
 
     def head(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that make scores."""

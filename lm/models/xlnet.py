@@ -74,6 +74,11 @@ class XLNet:
             raise UsageError(f"valid_vocab_size={self.valid_vocab_size} is not within vocab_size={self.vocab_size}")
 
     @property
+    def offers(self) -> tuple[str, ...]:
+        """What an objective may need of it."""
+        return ("permuted", "causal") if self.causal else ("permuted",)
+
+    @property
     def context_limit(self) -> None:
         """Any length has positions."""
         return None

@@ -25,6 +25,7 @@ class Causal:
     isolate_documents: bool = False
 
     extra_ids = ()
+    needs = ("causal",)  # Of a model, see lm.train.run.resolve.
     scores_text = True
 
     def __post_init__(self):

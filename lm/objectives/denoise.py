@@ -29,6 +29,7 @@ class Denoise:
     vocab_size: int | None = None
 
     extra_ids = ("<s>", "</s>", "[MASK]")
+    needs = ("source",)  # Of a model, see lm.train.run.resolve.
     scores_text = False
 
     def __post_init__(self):

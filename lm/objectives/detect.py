@@ -28,6 +28,7 @@ class Detect:
     vocab_size: int | None = None
 
     extra_ids = MaskedLM.extra_ids
+    needs = ("detect",)  # Of a model, see lm.train.run.resolve.
     scores_text = False
 
     def __post_init__(self):

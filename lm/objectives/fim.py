@@ -32,6 +32,7 @@ class FillInTheMiddle:
     vocab_size: int | None = None
 
     extra_ids = ("[PRE]", "[SUF]", "[MID]", "[EOT]")
+    needs = ("causal",)  # Of a model, see lm.train.run.resolve.
     scores_text = False
 
     def __post_init__(self):

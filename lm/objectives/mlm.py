@@ -36,6 +36,7 @@ class MaskedLM:
     vocab_size: int | None = None
 
     extra_ids = ("[MASK]", "[CLS]", "[SEP]")
+    needs = ("masked",)  # Of a model, see lm.train.run.resolve.
     scores_text = False
 
     def __post_init__(self):

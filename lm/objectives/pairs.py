@@ -41,6 +41,11 @@ class Pairs:
             raise UsageError(f"short={self.short} must be from 0 to 1")
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Of a model, see lm.train.run.resolve."""
+        return ("pair", "masked") if self.mlm else ("pair",)
+
+    @property
     def least_documents(self) -> int:
         """The documents that a split must have."""
         return 2 if self.kind == "nsp" else 1

@@ -15,7 +15,8 @@ class Permutation:
     """Permutation language modelling with partial prediction (Yang et al. 2019, 1906.08237, section 2).
 
     One token in `share` is predicted: spans of up to `max_span` tokens, of length n in proportion to 1 / n, each in
-    `share` times as many tokens; single tokens make up the number. All others come first in the order and see one
+    `share` times as many tokens; single tokens make up the number. Documents that meet in a window do not see one
+    another. All others come first in the order and see one
     another, the predicted ones follow in random order. A row is text, [SEP] and [CLS].
     """
 
@@ -25,6 +26,7 @@ class Permutation:
     vocab_size: int | None = None
 
     extra_ids = ("[SEP]", "[CLS]")
+    needs = ("permuted",)  # Of a model, see lm.train.run.resolve.
     scores_text = False
 
     def __post_init__(self):

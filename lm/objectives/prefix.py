@@ -21,6 +21,7 @@ class Prefix:
     chunk_tokens: int | None = None
 
     extra_ids = ()
+    needs = ("prefix",)  # Of a model, see lm.train.run.resolve.
     scores_text = False
 
     def __post_init__(self):

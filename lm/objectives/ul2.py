@@ -56,6 +56,7 @@ class UL2:
     ids: tuple[int, ...] | None = None  # Of extra_ids; with vocab_size, the tokenizer's, filled in by resolve.
     vocab_size: int | None = None
 
+    needs = ("source",)  # Of a model, see lm.train.run.resolve.
     scores_text = False
 
     def __post_init__(self):

@@ -119,11 +119,7 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
     the valid ones are masked. A decoder with a source starts from the objective's `start_id`. Raises UsageError for a
     given number below that, and for an objective with a source whose model has no place for one.
     """
-    has_source = hasattr(type(run.objective), "start_id")
-    if has_source and not hasattr(run.model, "encode"):
-        raise UsageError(
-            f"objective={type(run.objective).__name__} needs an encoder-decoder, not model={type(run.model).__name__}"
-        )
+    _check_fit(run.objective, run.model)
     objective = with_ids(run.objective, tokenizer)
     valid = ids_in_all(objective, tokenizer)
     rows = run.model.vocab_size
@@ -135,6 +131,35 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
             "leave it unset, or use the corpus that the model was made for"
         )
     model = with_vocabulary(run.model, rows, valid)
-    if has_source:
+    if "source" in objective.needs:
+        _check_source(model, valid)
         model = dataclasses.replace(model, start_id=objective.start_id)
     return dataclasses.replace(run, model=model, objective=objective)
+
+
+_WAYS_OUT = {
+    "causal": "it predicts each token from those before it, as lm.models.decoder.Decoder does",
+    "prefix": "use lm.models.decoder.Decoder, without windows",
+    "masked": "use lm.models.encoder.Encoder with 'tokens' in model.outputs",
+    "pair": "use lm.models.encoder.Encoder with 'pair' in model.outputs and model.types=2",
+    "detect": "use lm.models.electra.Electra",
+    "permuted": "use lm.models.xlnet.XLNet",
+    "source": "use lm.models.encdec.EncDec",
+}
+
+
+def _check_fit(objective: Any, model: Any) -> None:
+    missing = next((need for need in objective.needs if need not in model.offers), None)
+    if missing is not None:
+        raise UsageError(
+            f"objective={type(objective).__name__} does not fit model={type(model).__name__} as it is set: "
+            f"{_WAYS_OUT[missing]}"
+        )
+
+
+def _check_source(model: Any, valid: int) -> None:
+    if model.source_vocab_size is not None and model.source_vocab_size < valid:
+        raise UsageError(
+            f"model.source_vocab_size={model.source_vocab_size} is below the {valid} ids of the corpus's tokenizer and "
+            "objective: leave it unset"
+        )

@@ -17,6 +17,7 @@ from lm.layers.block import Layer
 from lm.layers.grouped import grouped_matmul
 from lm.layers.moe import Experts, experts, experts_spec
 from lm.models.decoder import Decoder
+from lm.models.encoder import Encoder
 from lm.objectives.causal import Causal
 from lm.parallel import rules
 from lm.parallel.mesh import Mesh
@@ -301,3 +302,17 @@ def test_settings_that_experts_do_not_have_are_refused():
     both = (Layer(experts=Experts(2, 1)), Layer(experts=Experts(2, 1, balance=0.0)))
     with pytest.raises(UsageError, match="the same in all layers"):
         Decoder(**routed | {"pattern": both, "layers": 2}, mlp_bias=False)
+
+
+def test_padding_of_an_encoder_takes_no_room_and_counts_for_no_balance():
+    routed = Experts(4, 2, capacity_factor=1.0)
+    sizes = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 32, "types": 0}
+    model = Encoder(**sizes, pattern=(Layer(experts=routed),), mlp_bias=False)
+    params = specs.initialize(model.spec(), jax.random.key(0))
+    tokens = np.arange(8)[None]
+    alone = model.apply(params, {"tokens_BL": tokens})
+    documents = np.repeat([[0, -1]], 8, 1).astype(np.int32)
+    padded = model.apply(params, {"tokens_BL": np.pad(tokens, ((0, 0), (0, 8))), "documents_BL": documents})
+    np.testing.assert_allclose(padded.hidden_BLD[:, :8], alone.hidden_BLD, atol=1e-5)
+    for name, (total, weight, _) in alone.aux.items():
+        np.testing.assert_allclose(padded.aux[name][:2], (total, weight), rtol=1e-5)

@@ -5,9 +5,22 @@ import dataclasses
 import pytest
 
 from lm.core.errors import UsageError
+from lm.layers.block import Layer
+from lm.layers.heads import TaskHead
 from lm.models.decoder import Decoder
+from lm.models.electra import Electra
+from lm.models.encdec import EncDec
+from lm.models.encoder import Encoder
+from lm.models.headed import Headed
+from lm.models.xlnet import XLNet
 from lm.objectives.causal import Causal
 from lm.objectives.denoise import Denoise
+from lm.objectives.detect import Detect
+from lm.objectives.fim import FillInTheMiddle
+from lm.objectives.mlm import MaskedLM
+from lm.objectives.pairs import Pairs
+from lm.objectives.permutation import Permutation
+from lm.objectives.prefix import Prefix
 from lm.objectives.span import SpanCorruption
 from lm.objectives.ul2 import UL2
 from lm.train.run import Evals, Run, Train, resolve
@@ -21,6 +34,7 @@ class Masking:
     vocab_size: int | None = None
 
     extra_ids = ("[MASK]", "[SEP]")
+    needs = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,3 +141,46 @@ def test_special_tokens_that_the_tokenizer_has_are_taken_from_it():
     assert some.objective == Masking((4, 127), 127) and some.model.valid_vocab_size == 128
     every = resolve(make_run(vocab_size=127, objective=Masking(), positions="none"), Ids(127, mask=4, sep=3))
     assert every.objective == Masking((4, 3), 127) and every.model.vocab_size == 127
+
+
+TINY = {"layers": 1, "heads": 2, "width": 16}
+MODELS = {
+    "decoder": Decoder(**TINY, positions="none"),
+    "windows": Decoder(**TINY, positions="none", pattern=(Layer(window=4),)),
+    "tokens": Encoder(**TINY),
+    "pair": Encoder(**TINY, outputs=("tokens", "pair")),
+    "untyped": Encoder(**TINY, outputs=("tokens", "pair"), types=1),
+    "electra": Electra(Encoder(**TINY, outputs=("detect",)), Encoder(**TINY)),
+    "xlnet": XLNet(**TINY),
+    "encdec": EncDec(**TINY),
+    "headed": Headed(Encoder(**TINY, outputs=()), TaskHead("tokens", ("a", "b"))),
+}
+FITS = {
+    Causal(): {"decoder", "windows"},
+    FillInTheMiddle(): {"decoder", "windows"},
+    Prefix(): {"decoder"},
+    MaskedLM(): {"tokens", "pair", "untyped"},
+    Pairs(): {"pair"},
+    Detect(): {"electra"},
+    Permutation(): {"xlnet"},
+    SpanCorruption(): {"encdec"},
+    UL2(): {"encdec"},
+    Denoise(): {"encdec"},
+}
+
+
+@pytest.mark.parametrize("objective", FITS, ids=lambda o: type(o).__name__)
+def test_an_objective_takes_the_models_that_it_can_train_and_refuses_the_others(objective):
+    for name, model in MODELS.items():
+        run = Run(model, objective, train=Train(seq_len=32))
+        if name in FITS[objective]:
+            rows = resolve(run, Ids(50))
+            assert rows.model.spec() and rows.model.valid_vocab_size >= 50
+        else:
+            with pytest.raises(UsageError, match="does not fit model="):
+                resolve(run, Ids(50))
+
+
+def test_a_table_of_the_source_that_is_too_small_is_refused():
+    with pytest.raises(UsageError, match=r"source_vocab_size=40 is below the 152 ids"):
+        resolve(Run(EncDec(**TINY, source_vocab_size=40), SpanCorruption()), Ids(50))
