@@ -59,6 +59,7 @@ def generate(
         return []
     if min(map(len, prompts)) < 1:
         raise UsageError("a prompt has no tokens: give it at least one, such as the end-of-text token")
+    _check_ids(prompts, getattr(model, "source_vocab_size", None) or model.vocab_size)
     settings = Sampling(temperature, top_k, top_p)
     limit = model.context_limit
     source: dict[str, np.ndarray] = {}
@@ -90,6 +91,12 @@ def _rows(prompts: Sequence[Any], room: int = 0) -> tuple[np.ndarray, np.ndarray
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     return ids, lengths
+
+
+def _check_ids(prompts: Sequence[Sequence[int] | np.ndarray], rows: int) -> None:
+    highest = max(int(np.max(prompt)) for prompt in prompts)
+    if highest >= rows:
+        raise UsageError(f"a prompt has the id {highest}, outside the vocabulary of {rows}: another tokenizer's?")
 
 
 def continues_text(model: Any) -> bool:

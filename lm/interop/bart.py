@@ -18,6 +18,7 @@ __all__ = [
     "PREFIX",
     "UNPREFIXED",
     "UNUSED",
+    "ZERO",
     "aliases",
     "constants",
     "numbers",
@@ -32,6 +33,7 @@ ARCHITECTURES = {
     "MarianMTModel": "marian",
     "FSMTForConditionalGeneration": "fsmt",
 }
+ZERO = ("final_logits_bias",)
 # Sinusoids, which are computed, and fairseq's mark of a version.
 UNUSED = r"model\.(en|de)coder\.(embed_positions\.weight|version)"
 _LAYER = {

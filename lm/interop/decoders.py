@@ -19,6 +19,7 @@ ACTIVATIONS = {  # By Hugging Face's names, ours.
     "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu",
     "swish": "silu",
+    "gelu_fast": "gelu_tanh",
     "relu2": "squared_relu",
     "tanh": "tanh",
 }
@@ -93,8 +94,11 @@ def write_experts(experts: Experts | None) -> dict[str, Any]:
     return {"num_local_experts": count, "num_experts": count, "output_router_logits": False} | chosen
 
 
-def read_rotation(fields: Fields, head_dim: int) -> dict[str, Any]:
-    """Our rope_base, rope_scaling and rope_fraction, from either spelling of them."""
+def read_rotation(fields: Fields, partial: bool = False) -> dict[str, Any]:
+    """Our rope_base, rope_scaling and rope_fraction, from either spelling of them.
+
+    Classes other than the `partial` ones rotate all of a head whatever their config says: a fraction is refused there.
+    """
     rope = dict(fields.first("rope_parameters", "rope_scaling", default={}))
     fields.get("rope_scaling")
     base = rope.pop("rope_theta", None) or fields.first("rope_theta", "rotary_emb_base", default=10000.0)
@@ -102,12 +106,11 @@ def read_rotation(fields: Fields, head_dim: int) -> dict[str, Any]:
     old_fraction = fields.first("partial_rotary_factor", "rotary_pct", default=1.0)
     for name in ("rope_theta", "rotary_emb_base"):
         fields.get(name)
+    fraction = float(old_fraction if fraction is None else fraction)
+    if fraction != 1.0 and not partial:
+        raise UsageError(f"partial_rotary_factor={fraction} is not what this class computes: GPT-NeoX alone does")
     scaling = _scaling(rope, fields.get("max_position_embeddings"))
-    return {
-        "rope_base": float(base),
-        "rope_scaling": scaling,
-        "rope_fraction": float(old_fraction if fraction is None else fraction),
-    }
+    return {"rope_base": float(base), "rope_scaling": scaling, "rope_fraction": fraction}
 
 
 def read_scaling(rope: dict[str, Any], longest: Any) -> tuple[float, Scaling | None]:
@@ -150,7 +153,14 @@ def write_rotation(model: Decoder) -> dict[str, Any]:
         "rope_parameters": {"rope_theta": model.rope_base} | scaling | fraction,
         "rope_theta": model.rope_base,
         "rope_scaling": None if model.rope_scaling is None else scaling,
-    }
+    } | longest_position(model.rope_scaling)
+
+
+def longest_position(scaling: Scaling | None) -> dict[str, int]:
+    """max_position_embeddings, from which transformers 4.x takes the factor of yarn."""
+    if not isinstance(scaling, YarnScaling):
+        return {}
+    return {"max_position_embeddings": round(scaling.factor * scaling.original_len)}
 
 
 def scaling_fields(given: Scaling | None) -> dict[str, Any]:

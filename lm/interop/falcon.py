@@ -36,6 +36,7 @@ def read(fields: Fields, architecture: str) -> Decoder:
     norms = fields.get("num_ln_in_parallel_attn") or (2 if new else 1)
     bias = fields.get("bias", False)
     dropout = fields.get("hidden_dropout", 0.0)
+    fields.get("ff_factor")  # Read by nothing.
     return Decoder(
         layers=fields["num_hidden_layers"],
         width=width,
@@ -52,7 +53,7 @@ def read(fields: Fields, architecture: str) -> Decoder:
         tied=fields.get("tie_word_embeddings", True),
         residual_dropout=dropout,
         attention_dropout=fields.get("attention_dropout", 0.0),
-        **read_rotation(fields, width // heads),
+        **read_rotation(fields),
     )
 
 

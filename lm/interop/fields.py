@@ -16,7 +16,7 @@ _HARMLESS = re.compile(
     r"|down_scale_factor|gap_size|net_structure_type|num_memory_blocks"  # ALBERT's, read by nothing.
     r"|directionality|pooler_(fc_size|num_attention_heads|num_fc_layers|size_per_head|type)|tie_weights_|output_past"
     # How a program runs the model, and where its code was.
-    r"|gradient_checkpointing|auto_map|cache_implementation|model_max_length|deterministic_flash_attn|reference_compile"
+    r"|gradient_checkpointing|chunk_size_feed_forward|use_return_dict|attention_probs_dropout_prob|auto_map|cache_implementation|model_max_length|deterministic_flash_attn|reference_compile"
     # Settings of `generate`, which old configs carry.
     r"|max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p"
     r"|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids"

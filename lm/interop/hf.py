@@ -27,6 +27,7 @@ FAMILIES = (
     *("bert", "modernbert", "xlnet", "t5", "bart", "heads"),
 )
 CONFIG = "config.json"
+_BARE = {"BartModel": "BartForConditionalGeneration"}  # What BART's own checkpoints call themselves.
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 # Buffers that old files hold.
 _COMPUTED = r"(\.(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"
@@ -72,10 +73,12 @@ def load(folder: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tu
     """
     model, architecture, family, reader, names = _open(folder)
     spec = tree.flatten(model.spec())
-    entries = family.tensors(model, architecture)
+    # A bias that the file of a model without a head does not have is zero.
+    zero = getattr(family, "ZERO", ())
+    entries = [e for e in family.tensors(model, architecture) if e.name in names or e.name not in zero]
     unused = getattr(family, "UNUSED", "")
     _check_tensors(folder, entries, spec, {name: reader.shapes[old] for name, old in names.items()}, unused)
-    arrays = {path: np.empty(p.shape, p.dtype) for path, p in spec.items()}
+    arrays = {path: np.zeros(p.shape, p.dtype) for path, p in spec.items()}
     for entry in entries:
         tensor = np.asarray(reader.read(names[entry.name]), np.float32)
         for (path, index), part in zip(entry.leaves, _split(entry, tensor, spec), strict=True):
@@ -159,14 +162,22 @@ def _read_config(folder: str | os.PathLike) -> tuple[Any, str, Any]:
     try:
         config = files.read_json(path)
         named = config.get("architectures") or []
+        named = [named] if isinstance(named, str) else named
     except (ValueError, OSError, AttributeError) as error:
         raise UsageError(f"{path} cannot be read as a config ({type(error).__name__}: {error})") from None
     known = architectures()
     architecture = named[0] if named else next((a for a in known if _type_of(a) == config.get("model_type")), None)
+    architecture = _BARE.get(str(architecture), str(architecture))
     if architecture not in known:
         raise UsageError(f"{path} is of class {architecture}, which is not supported: {', '.join(sorted(known))} are")
     fields = Fields(config, str(path))
-    model = known[architecture].read(fields, architecture)
+    try:
+        model = known[architecture].read(fields, architecture)
+    except UsageError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path} has a setting of which no {architecture} can be made ({what})") from None
     fields.finish()
     return model, architecture, known[architecture]
 

@@ -50,6 +50,11 @@ def read(fields: Fields, architecture: str) -> Decoder:
     head_dim = fields.get("head_dim") or width // heads
     cohere = architecture == "CohereForCausalLM"
     fields.expect("use_qk_norm", False)
+    # Classes without these biases ignore the settings: they would be lost.
+    if architecture == "MistralForCausalLM":
+        fields.expect("attention_bias", False)
+    if architecture != "LlamaForCausalLM":
+        fields.expect("mlp_bias", False)
     return Decoder(
         layers=layers,
         width=width,
@@ -70,7 +75,7 @@ def read(fields: Fields, architecture: str) -> Decoder:
         logit_scale=fields.get("logit_scale", 0.0625) if cohere else 1.0,
         attention_dropout=fields.get("attention_dropout", 0.0),
         init="normal",
-        **read_rotation(fields, head_dim),
+        **read_rotation(fields),
         **_FORM[architecture],
     )
 

@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Any
 
+from lm.core.errors import UsageError
 from lm.interop.bert import numbers
 from lm.interop.decoders import (
     ACTIVATION_NAMES,
     ACTIVATIONS,
     layer_tensors,
+    longest_position,
     outer_tensors,
     read_scaling,
     repeated,
@@ -110,7 +112,7 @@ def write(model: Encoder, architecture: str) -> dict[str, Any]:
         "attention_dropout": model.attention_dropout,
         "mlp_dropout": model.mlp_dropout,
         "pad_token_id": 0,
-    }
+    } | longest_position(model.rope_scaling)
 
 
 def tensors(model: Encoder, architecture: str) -> list[Tensor]:
@@ -135,6 +137,9 @@ def _rotations(fields: Fields) -> dict[str, tuple[float, Any]]:
     """{type of layer: (base, scaling)}, from either spelling."""
     ropes, shared = fields.get("rope_parameters") or {}, fields.get("rope_scaling") or {}
     longest = fields.get("max_position_embeddings", 8192)
+    for name in _OLD_BASES.values():
+        if fields.get(name, 0) is None:
+            raise UsageError(f"{name} is null, which versions of transformers read differently: write the number")
     return {
         kind: read_scaling(
             {"rope_theta": fields.first(_OLD_BASES[kind], default=base)} | shared | (ropes.get(kind) or {}), longest

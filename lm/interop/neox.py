@@ -40,7 +40,7 @@ def read(fields: Fields, architecture: str) -> Decoder:
         embed_dropout=dropout,
         residual_dropout=dropout,
         attention_dropout=fields.get("attention_dropout", 0.0),
-        **read_rotation(fields, width // heads),
+        **read_rotation(fields, partial=True),
     )
 
 

@@ -42,11 +42,12 @@ def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]
     for name in inputs:
         if name not in kind.inputs:
             raise unknown(f"input of {type(model).__name__}", name, kind.inputs)
-    given = {name: np.asarray(array) for name, array in inputs.items() if array is not None}
+    given = {name: _array(name, array) for name, array in inputs.items() if array is not None}
     ids = given.get("input_ids")
     sizes = "rows, choices, tokens" if isinstance(model, Headed) and model.task.kind == "choice" else "rows, tokens"
     if ids is None or ids.ndim != len(sizes.split()):
         raise UsageError(f"input_ids must be [{sizes}], not {None if ids is None else ids.shape}")
+    _check_shapes(given)
     vocabularies = {"input_ids": getattr(model, "source_vocab_size", None), "decoder_input_ids": None}
     for name, own in vocabularies.items():
         _check_ids(name, given.get(name), own or model.vocab_size)
@@ -55,6 +56,38 @@ def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]
     with jax.default_matmul_precision("highest"):
         out = jax.jit(lambda params, batch: kind.outputs(model, params, batch))(params, batch)
     return {name: tuple(map(np.asarray, x)) if isinstance(x, tuple) else np.asarray(x) for name, x in out.items()}
+
+
+def _array(name: str, given: Any) -> np.ndarray:
+    try:
+        array = np.asarray(given)
+    except ValueError:
+        raise UsageError(f"{name} is ragged: give rows of one length, padded under an attention_mask") from None
+    if array.dtype.kind not in ("iu" if name.endswith("_ids") else "iufb"):
+        raise UsageError(f"{name} must hold {'whole ' if name.endswith('_ids') else ''}numbers, not {array.dtype}")
+    return array
+
+
+def _check_shapes(given: dict[str, np.ndarray]) -> None:
+    ids, target = given["input_ids"], given.get("decoder_input_ids")
+    if not ids.size:
+        raise UsageError(f"input_ids are empty: {ids.shape}")
+    if target is not None and (target.ndim != 2 or len(target) != len(ids)):
+        raise UsageError(f"decoder_input_ids must be [{len(ids)}, tokens], not {target.shape}")
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "attention_mask": [ids.shape],
+        "token_type_ids": [ids.shape],
+        "position_ids": [ids.shape, (1, ids.shape[-1])],
+        "decoder_attention_mask": [] if target is None else [target.shape],
+        "perm_mask": [(*ids.shape, ids.shape[-1])],
+    }
+    for name, array in given.items():
+        if name in shapes and array.shape not in shapes[name]:
+            wanted = " or ".join(map(str, shapes[name])) or "left out without decoder_input_ids"
+            raise UsageError(f"{name} must be {wanted}, not {array.shape}")
+    mapping = given.get("target_mapping")
+    if mapping is not None and (mapping.ndim != ids.ndim + 1 or mapping.shape[-1] != ids.shape[-1]):
+        raise UsageError(f"target_mapping must be [{len(ids)}, targets, {ids.shape[-1]}], not {mapping.shape}")
 
 
 def kind_of(model: Any) -> Kind:
@@ -162,6 +195,9 @@ def _xlnet_batch(model: XLNet, given: dict[str, np.ndarray]) -> dict[str, np.nda
             raise UsageError("target_mapping must choose one token a target: a single 1 in each of its last dimension")
         batch["picks_BP"] = mapping_BPL.argmax(-1)
     if "mems" in given:
+        shape = given["mems"].shape
+        if len(shape) != 4 or (shape[0], *shape[2:]) != (model.layers, len(ids), model.width):
+            raise UsageError(f"mems must be [{model.layers}, length, {len(ids)}, {model.width}], not {shape}")
         batch["memory_NBMD"] = given["mems"].transpose(0, 2, 1, 3)
     return batch
 

@@ -40,6 +40,11 @@ def main(values: flags.FlagValues) -> int:
     from lm.train.run import Evals
 
     run, tokenizer = load_run(checkpoint), load_tokenizer(checkpoint)
+    if tokenizer.vocab_size > run.model.vocab_size:
+        raise UsageError(
+            f"{checkpoint} has a tokenizer of {tokenizer.vocab_size} ids and a model of {run.model.vocab_size}: "
+            "they do not belong together"
+        )
     if run.objective is None:
         raise UsageError(f"{checkpoint} is no model of text by itself: it has no objective to be scored by")
     batch_size, max_tokens = value(values, "batch_size"), value(values, "max_tokens")

@@ -10,8 +10,12 @@ import pytest
 import lm
 from lm.core import params, tree
 from lm.core.errors import UsageError
+from lm.generate.sample import generate
 from lm.interop import hf, safetensors
+from lm.interop.fields import Fields
+from lm.layers.block import Layer
 from lm.models.decoder import Decoder
+from lm.models.encdec import EncDec
 from lm.models.encoder import Encoder
 
 MODEL = Decoder(layers=2, width=16, heads=2, vocab_size=11, max_len=8, activation="gelu_tanh")
@@ -59,6 +63,8 @@ def test_a_folder_of_our_own_is_read_without_torch(made):
         ({"activation_function": "mish"}, "activation_function='mish'"),
         ({"n_head": "remove"}, "has no 'n_head'"),
         ({"n_head": 3}, "no multiple of heads"),
+        ({"n_layer": "3"}, "has a setting of which no GPT2LMHeadModel can be made"),
+        ({"architectures": "MambaModel"}, "is of class MambaModel, which"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_by_name(folder, settings, words):
@@ -157,3 +163,62 @@ def test_types_and_positions_outside_their_tables_are_refused(name, ids, words):
     weights = params.initialize(model.spec(), jax.random.key(0))
     with pytest.raises(UsageError, match=words):
         lm.interop.forward(model, weights, input_ids=np.array([[3, 4]]), **{name: np.array(ids)})
+
+
+NOT_COMPUTED = {
+    "partial": {"rope_fraction": 0.5},
+    "biased_window": {"attention_bias": True, "pattern": (Layer(window=4),)},
+}
+
+
+@pytest.mark.parametrize("name", NOT_COMPUTED)
+def test_what_a_class_would_leave_out_is_not_written_as_that_class(name, tmp_path):
+    sizes = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 11, "positions": "rotary", "init": "normal"}
+    llama = {"norm": "rmsnorm", "norm_bias": False, "gated": True, "activation": "silu", "mlp_bias": False}
+    model = Decoder(**{"attention_bias": False, "tied": False} | sizes | llama | NOT_COMPUTED[name])
+    with pytest.raises(UsageError, match="no class of Hugging Face's"):
+        lm.interop.save(tmp_path / "x", model, params.initialize(model.spec(), jax.random.key(0)))
+
+
+def test_settings_that_a_class_ignores_are_refused_in_its_config():
+    llama = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 8}
+    for architecture, settings in (
+        ("LlamaForCausalLM", {"partial_rotary_factor": 0.5}),
+        ("MistralForCausalLM", {"attention_bias": True}),
+        ("Qwen3ForCausalLM", {"mlp_bias": True}),
+    ):
+        fields = Fields(llama | {"vocab_size": 9} | settings, "config.json")
+        with pytest.raises(UsageError, match=next(iter(settings))):
+            hf.architectures()[architecture].read(fields, architecture)
+
+
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        ({"attention_mask": np.ones((1, 5))}, r"attention_mask must be \(1, 3\), not \(1, 5\)"),
+        ({"position_ids": np.arange(2)[None]}, r"position_ids must be \(1, 3\)"),
+        ({"input_ids": [[1.0, 2.0]]}, "input_ids must hold whole numbers, not float64"),
+        ({"input_ids": [[1, 2], [3]]}, "input_ids is ragged"),
+        ({"input_ids": np.zeros((0, 3), int)}, "input_ids are empty"),
+    ],
+)
+def test_inputs_of_a_wrong_shape_or_kind_are_refused(made, inputs, words):
+    with pytest.raises(UsageError, match=words):
+        lm.interop.forward(*lm.load(made[0]), **{"input_ids": np.array([[1, 2, 3]])} | inputs)
+
+
+def test_a_prompt_of_another_tokenizer_is_refused(made):
+    with pytest.raises(UsageError, match="the id 33, outside the vocabulary of 11"):
+        generate(*lm.load(made[0]), [[1, 33]], 2)
+
+
+def test_a_bart_without_a_head_is_read_with_a_bias_of_zero(tmp_path):
+    sizes = {"layers": 1, "width": 8, "heads": 2, "vocab_size": 11, "max_len": 6, "position_offset": 2, "start_id": 2}
+    model = EncDec(**sizes, positions="learned", embed_norm=True, activation="gelu", head_bias=True)
+    weights = params.initialize(model.spec(), jax.random.key(0))
+    assert lm.interop.save(tmp_path, model, weights) == "BartForConditionalGeneration"
+    tensors = dict(hf.named(model, weights, "BartForConditionalGeneration"))
+    bare = {name.removeprefix("model."): a for name, a in tensors.items() if name.startswith("model.")}
+    safetensors.write(tmp_path, bare.items(), {name: a.shape for name, a in bare.items()}, 10**9)
+    change_config(tmp_path, architectures=["BartModel"])
+    jax.tree.map(np.testing.assert_array_equal, lm.load(tmp_path)[1], weights)

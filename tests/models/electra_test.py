@@ -50,11 +50,11 @@ def test_it_is_a_masked_language_model_by_its_generator(params):
 
 
 def test_floating_point_operations_count_both_parts():
-    total = meters.flops_per_token(MODEL, MODEL.spec(), 16)
-    own = [meters.flops_per_token(MODEL.parts["generator"], MODEL.parts["generator"].spec(), 16)]
-    discriminator = MODEL.parts["discriminator"]
-    own.append(6 * specs.count(discriminator.spec(), "matrix") + 3 * discriminator.attention_flops(16))
-    assert total == sum(own)
+    row = {name: jax.ShapeDtypeStruct((1, n), np.int32) for name, n in (("tokens_BL", 16), ("targets_BP", 3))}
+    generator, discriminator = MODEL.parts["generator"], MODEL.parts["discriminator"]
+    body = 6 * 16 * specs.count(discriminator.spec(), "matrix") + 3 * 16 * discriminator.attention_flops(16)
+    total = meters.flops_per_row(MODEL, MODEL.spec(), row)
+    assert total == body + meters.flops_per_row(generator, generator.spec(), row)
 
 
 @pytest.mark.parametrize(

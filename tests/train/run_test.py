@@ -37,18 +37,7 @@ class Masking:
     needs = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """What resolve sees of an encoder-decoder."""
-
-    vocab_size: int | None = None
-    valid_vocab_size: int | None = None
-    start_id: int = 0
-
-    context_limit = None
-
-    def encode(self):
-        """The memory."""
+TINY = {"layers": 1, "heads": 2, "width": 16}
 
 
 class Ids:
@@ -130,10 +119,8 @@ def test_an_objective_is_told_its_extra_ids():
 
 @pytest.mark.parametrize(("objective", "start"), [(SpanCorruption(), 100), (UL2(), 100), (Denoise(), 101)])
 def test_a_decoder_with_a_source_starts_from_the_objectives_id(objective, start):
-    new = resolve(dataclasses.replace(make_run(positions="none"), model=Source(), objective=objective), Ids(100))
+    new = resolve(Run(EncDec(**TINY), objective), Ids(100))
     assert new.model.start_id == start and new.model.valid_vocab_size == 100 + len(objective.extra_ids)
-    with pytest.raises(UsageError, match="needs an encoder-decoder, not model=Decoder"):
-        resolve(make_run(objective=objective, positions="none"), Ids(100))
 
 
 def test_special_tokens_that_the_tokenizer_has_are_taken_from_it():
@@ -143,7 +130,6 @@ def test_special_tokens_that_the_tokenizer_has_are_taken_from_it():
     assert every.objective == Masking((4, 3), 127) and every.model.vocab_size == 127
 
 
-TINY = {"layers": 1, "heads": 2, "width": 16}
 MODELS = {
     "decoder": Decoder(**TINY, positions="none"),
     "windows": Decoder(**TINY, positions="none", pattern=(Layer(window=4),)),
