@@ -15,7 +15,7 @@ from lm.train.run import Run
 
 
 def run() -> Run:
-    """3 layers of one set of parameters, 128 wide, embeddings of 64, rows of 128."""
+    """2 layers of one set of parameters, 128 wide, embeddings of 64, rows of 128."""
     base = bert_tiny.run()
-    model = dataclasses.replace(base.model, embed_width=64, shared_groups=1, activation="gelu_tanh")
+    model = dataclasses.replace(base.model, layers=2, embed_width=64, shared_groups=1, activation="gelu_tanh")
     return dataclasses.replace(base, model=model, objective=Pairs("sop", MaskedLM(unit="word", max_ngram=3)))
