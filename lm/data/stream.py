@@ -59,7 +59,8 @@ class Stream:
 
     shuffled: endless epochs of permuted windows. lanes: endless, row r of `batch_size` continuing row r of the
     step before, with "resets_B" where it starts over. sequential: each token after the window's first context
-    is predicted once; past the end come rows of padding alone.
+    is predicted once; past the end come rows of padding alone. Windows longer than a row, as those of span corruption
+    are, overlap by what they are longer: that text comes twice.
     """
 
     split: corpus.Split
