@@ -1,7 +1,7 @@
 """A small ALBERT on any corpus folder of documents, on a laptop: n-grams of words hidden, and sentence order.
 
-Claim: it tells whether two runs of sentences stand in their order, and hidden words by their context, with the
-parameters of one layer.
+Claim: the loss of hidden words falls well below the entropy of single tokens, with the parameters of one layer. Whether
+the segments stand in their order it did not learn in 1,600 steps (LOG.md); with layers of their own it does.
 Command: lm train --experiment=albert_tiny --corpus=DIR --workdir=runs/albert_tiny
 Hardware and time: 2 CPU cores, minutes.
 """
