@@ -45,7 +45,8 @@ class Objective(Protocol):
     `corrupt` takes a row of "tokens" [window] int32, "documents" [window] int32 (counted from 0 in the row,
     -1 at padding, which must get no weight), "index", and the "split" that they come from, for an objective that
     needs other places of the text too, with the "start" of the window in it and the "epoch". It returns arrays by
-    their names in a batch; those that count are "weights_*". One that pairs documents has `least_documents`.
+    their names in a batch; those that count are "weights_*". One that pairs documents has `least_documents`, one that
+    predicts from the tokens before a `context`: so many at a window's begin are seen only.
     """
 
     def window(self, seq_len: int) -> int: ...
@@ -58,9 +59,8 @@ class Stream:
     """Rows of one split.
 
     shuffled: endless epochs of permuted windows. lanes: endless, row r of `batch_size` continuing row r of the
-    step before, with "resets_B" where it starts over. sequential: each token after the window's first context
-    is predicted once; past the end come rows of padding alone. Windows longer than a row, as those of span corruption
-    are, overlap by what they are longer: that text comes twice.
+    step before, with "resets_B" where it starts over. sequential: each token after the first `context` is in one
+    window's part to predict; past the end come rows of padding alone.
     """
 
     split: corpus.Split
@@ -94,8 +94,8 @@ class Stream:
 
     @property
     def stride(self) -> int:
-        """The tokens from one window to the next: fewer than seq_len where an objective adds its own to a row."""
-        return min(self.seq_len, self.window)
+        """The tokens from one window to the next, which overlap by the context alone."""
+        return self.window - getattr(self.objective, "context", 0)
 
     @property
     def examples(self) -> int:

@@ -26,6 +26,7 @@ class Causal:
 
     extra_ids = ()
     needs = ("causal",)  # Of a model, see lm.train.run.resolve.
+    context = 1  # See lm.data.stream.Objective.
     scores_text = True
 
     def __post_init__(self):

@@ -33,6 +33,7 @@ class FillInTheMiddle:
 
     extra_ids = ("[PRE]", "[SUF]", "[MID]", "[EOT]")
     needs = ("causal",)  # Of a model, see lm.train.run.resolve.
+    context = 1  # See lm.data.stream.Objective.
     scores_text = False
 
     def __post_init__(self):

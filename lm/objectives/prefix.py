@@ -22,6 +22,7 @@ class Prefix:
 
     extra_ids = ()
     needs = ("prefix",)  # Of a model, see lm.train.run.resolve.
+    context = 1  # See lm.data.stream.Objective.
     scores_text = False
 
     def __post_init__(self):

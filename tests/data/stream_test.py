@@ -19,14 +19,15 @@ from lm.objectives import causal
 class Causal:
     """Stands in for the objective, with one random number a row to see the generator."""
 
-    extra: int = 1
+    context: int = 1
+    extra: int = 0
 
     def window(self, seq_len):
-        return seq_len + self.extra
+        return seq_len + self.context + self.extra
 
     def corrupt(self, rng, row):
         tokens, documents = row["tokens"], row["documents"]
-        after = max(self.extra, 0)
+        after = self.context
         end = len(tokens) - after
         return {
             "tokens_BL": tokens[:end],
@@ -156,14 +157,14 @@ def test_the_billionth_example_is_milliseconds_away(split, how):
     assert min(times) < 0.005
 
 
-@pytest.mark.parametrize("extra", [0, 1, 5])
+@pytest.mark.parametrize("context", [0, 1, 5])
 @pytest.mark.parametrize("seq_len", [1, 7, 64, 1237, 5000])
-def test_sequential_predicts_every_token_once(split, seq_len, extra):
-    rows = Stream(split, Causal(extra), seq_len, order="sequential")
+def test_sequential_predicts_every_token_once(split, seq_len, context):
+    rows = Stream(split, Causal(context), seq_len, order="sequential")
     whole = split.window(0, split.tokens)
     found = rows.rows(0, rows.examples + 3)
     kept = found["weights_BL"] > 0
-    assert np.array_equal(found["targets_BL"][kept], whole[extra:])
+    assert np.array_equal(found["targets_BL"][kept], whole[context:])
     assert not kept[rows.examples :].any() and kept[rows.examples - 1].any()
     assert (found["documents_BL"][rows.examples :] == stream.PADDING).all()
 
@@ -296,17 +297,19 @@ def test_data_goes_through_json_and_overrides():
 
 @pytest.mark.parametrize("how", stream.ORDERS)
 @pytest.mark.parametrize("tokens", [126, 127, 128, 129, 500])
-def test_windows_shorter_than_a_row_cover_the_text_without_gaps(folder, how, tokens):
-    """An objective that adds two tokens of its own to a row takes fewer than seq_len of the text."""
-    split = build(folder, [tokens - 1], f"short{tokens}").split("train")
+@pytest.mark.parametrize("extra", [-2, 3])
+def test_windows_of_another_length_than_a_row_take_each_token_once(folder, how, tokens, extra):
+    """An objective adds tokens of its own to a row, or has a row stand for more of the text than it is long."""
+    split = build(folder, [tokens - 1], f"other{tokens}").split("train")
     assert split.tokens == tokens  # With the document's end.
-    rows = Stream(split, Causal(extra=-2), 16, order=how, batch_size=2)
+    window = 16 + extra
+    rows = Stream(split, Causal(0, extra), 16, order=how, batch_size=2)
     examples = rows.examples_at(np.arange(rows.examples), np.arange(rows.examples))
-    assert all(len(example["tokens_BL"]) == 14 for example in examples)
+    assert all(len(example["tokens_BL"]) == window for example in examples)
     starts = [e["start_B"] for e in examples]
-    assert sorted(set(np.diff(sorted(starts)))) in ([14], [])
+    assert sorted(set(np.diff(sorted(starts)))) in ([window], [])
     if how == "sequential":
-        assert starts[0] == 0 and starts[-1] < split.tokens <= starts[-1] + 14
+        assert starts[0] == 0 and starts[-1] < split.tokens <= starts[-1] + window
 
 
 def test_a_row_knows_its_place_and_epoch(split):
