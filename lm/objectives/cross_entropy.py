@@ -47,8 +47,10 @@ def cross_entropy(
     targets_BL: jax.Array,
     weights_BL: jax.Array,
     chunk_tokens: int | None = None,
+    subset_BL: jax.Array | None = None,
 ) -> tuple[jax.Array, Sums]:
-    """(loss, {"nll", "accuracy", "z_loss"}): weighted float32 sums over the tokens; the loss alone has a gradient.
+    """(loss, {"nll", "accuracy", "z_loss", "subset_nll"}): weighted float32 sums over the tokens, the last over those
+    in `subset_BL` (booleans, none unless given); the loss alone has a gradient.
 
     `logits(head, x [..., D])` gives [..., V] in float32. Works through `chunk_tokens` of the whole batch at a time
     (unless given: CHUNK_LOGITS on each device), a few of every row and on each device its own: they meet once, after
@@ -58,28 +60,30 @@ def cross_entropy(
     B, L = targets_BL.shape
     tokens = chunk_tokens or CHUNK_LOGITS * _shards() // jax.eval_shape(logits, head, x_BLD).shape[-1]
     chunks = math.ceil(L / max(1, tokens // B))
-    return _cross_entropy(form, logits, chunks, head, x_BLD, targets_BL, weights_BL.astype(jnp.float32))
+    weights = weights_BL.astype(jnp.float32)
+    subset = jnp.zeros_like(weights) if subset_BL is None else weights * subset_BL
+    return _cross_entropy(form, logits, chunks, head, x_BLD, targets_BL, weights, subset)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _cross_entropy(form, logits, chunks, head, x, targets, weights):
+def _cross_entropy(form, logits, chunks, head, x, *tokens):
     def chunk(head, part):
-        x, targets, weights = part
-        return _sums(form, logits(head, x), targets, weights)[0], None
+        x, *tokens = part
+        return _sums(form, logits(head, x), *tokens)[0], None
 
-    totals, _ = _chunked(chunk, chunks, head, x, targets, weights)
+    totals, _ = _chunked(chunk, chunks, head, x, *tokens)
     return totals.pop("loss"), totals
 
 
-def _forward(form, logits, chunks, head, x, targets, weights):
+def _forward(form, logits, chunks, head, x, *tokens):
     def chunk(head, part):
-        x, targets, weights = part
+        x, *tokens = part
         values, pull = jax.vjp(logits, head, x)
-        sums, dlogits = _sums(form, values, targets, weights)
+        sums, dlogits = _sums(form, values, *tokens)
         dhead, dx = pull(dlogits)
         return (sums, jax.tree.map(lambda g: g.astype(jnp.float32), dhead)), dx
 
-    (totals, dhead), dx = _chunked(chunk, chunks, head, x, targets, weights)
+    (totals, dhead), dx = _chunked(chunk, chunks, head, x, *tokens)
     dhead = jax.tree.map(lambda g, p: g.astype(p.dtype), dhead, head)
     return (totals.pop("loss"), totals), (dhead, dx)
 
@@ -87,13 +91,13 @@ def _forward(form, logits, chunks, head, x, targets, weights):
 def _backward(form, logits, chunks, gradients, cotangents):
     g, _ = cotangents
     dhead, dx = jax.tree.map(lambda a: (a.astype(jnp.float32) * g).astype(a.dtype), gradients)
-    return dhead, dx, None, None
+    return dhead, dx, None, None, None
 
 
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _sums(form, logits, targets, weights):
+def _sums(form, logits, targets, weights, subset):
     """(sums over the tokens of one chunk, gradient of the loss with respect to its logits)."""
     peak = jnp.max(logits, -1, keepdims=True)
     exponent = jnp.exp(logits - peak)
@@ -119,7 +123,8 @@ def _sums(form, logits, targets, weights):
     dlogits = exponent * slope - target_share * is_target
     if other_share:
         dlogits = dlogits - other_share * (classes < form.classes)
-    return {k: jnp.sum(v * weights) for k, v in sums.items()}, dlogits * weights[..., None]
+    totals = {k: jnp.sum(v * weights) for k, v in sums.items()} | {"subset_nll": jnp.sum(nll * subset)}
+    return totals, dlogits * weights[..., None]
 
 
 def _chunked(chunk, chunks, head, *arrays_BL):

@@ -41,8 +41,7 @@ class Detect:
 
     def corrupt(self, rng: np.random.Generator, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """The row of `mlm`, and weights [L], 1 at what is no padding."""
-        mlm = dataclasses.replace(self.mlm, ids=self.ids, vocab_size=self.vocab_size)
-        batch = mlm.corrupt(rng, row)
+        batch = self._mlm().corrupt(rng, row)
         return batch | {"weights_BL": (batch["documents_BL"] >= 0).astype(np.float32)}
 
     def loss(
@@ -74,7 +73,10 @@ class Detect:
         }
         weight = weights_BL.sum()
         found = {name: (jnp.sum(x_BL * weights_BL), weight, c) for name, (x_BL, c) in figures.items()}
-        return self.mlm.terms(model, params, x_BPD, batch) | found | out.aux
+        return self._mlm().terms(model, params, x_BPD, batch) | found | out.aux
+
+    def _mlm(self):
+        return dataclasses.replace(self.mlm, ids=self.ids, vocab_size=self.vocab_size)
 
 
 def _replace(model, params, x_BPD, batch, key):

@@ -117,16 +117,25 @@ class MaskedLM:
         key: jax.Array | None = None,
         frozen: Any = None,
     ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
-        """{name: (sum over hidden tokens, their number, coefficient)}."""
+        """{name: (sum over hidden tokens, their number, coefficient)}.
+
+        "masked_nll" is over those that are [MASK] alone. Of the others, half are what they seem: `loss` falls below the
+        entropy of single tokens by copying, this one only with the help of context.
+        """
         out = model.apply(params, batch, key=key)
         return self.terms(model, params, pick(out.hidden_BLD, batch), batch) | out.aux
 
     def terms(self, model: Any, params: dict[str, Any], x_BPD: jax.Array, batch: dict[str, jax.Array]) -> dict:
         """The same from the hidden states of the picked tokens."""
         form, weights = TokenLoss(model.valid_vocab_size or model.vocab_size), batch["weights_BP"]
-        loss, sums = cross_entropy(form, model.logits, model.head(params), x_BPD, batch["targets_BP"], weights)
+        assert self.ids is not None  # Filled in by lm.train.run.resolve.
+        masked = jnp.take_along_axis(batch["tokens_BL"], batch["picks_BP"], 1) == self.ids[0]
+        loss, sums = cross_entropy(
+            form, model.logits, model.head(params), x_BPD, batch["targets_BP"], weights, subset_BL=masked
+        )
         weight = weights.sum()
-        return {"loss": (loss, weight, 1.0)} | {n: (sums[n], weight, 0.0) for n in ("nll", "accuracy")}
+        terms = {"loss": (loss, weight, 1.0)} | {n: (sums[n], weight, 0.0) for n in ("nll", "accuracy")}
+        return terms | {"masked_nll": (sums["subset_nll"], (weights * masked).sum(), 0.0)}
 
     def _number(self, tokens):
         """How many of so many tokens are predicted."""

@@ -48,9 +48,10 @@ def arrays():
 @pytest.mark.parametrize("chunk_tokens", [None, 6, 1], ids=["whole", "uneven_chunks", "one_position"])
 def test_sums_and_scaled_gradients_equal_the_naive_form(form, chunk_tokens, arrays):
     head, x, targets, weights = arrays
+    subset = targets % 2 == 0
 
     def ours(head, x):
-        loss, sums = cross_entropy(form, logits, head, x, targets, weights, chunk_tokens)
+        loss, sums = cross_entropy(form, logits, head, x, targets, weights, chunk_tokens, subset)
         return 3.7 * jnp.square(loss) / weights.sum(), (loss, sums)
 
     def theirs(head, x):
@@ -60,6 +61,8 @@ def test_sums_and_scaled_gradients_equal_the_naive_form(form, chunk_tokens, arra
     expected = naive(form, head, x, targets, weights)
     for actual, value in zip((loss, sums["nll"], sums["z_loss"]), expected, strict=True):
         np.testing.assert_allclose(actual, value, rtol=1e-5)
+    part = naive(form, head, x, targets, weights * subset)[1]
+    np.testing.assert_allclose(sums["subset_nll"], part, rtol=1e-5)
     for actual, value in zip(gradients, jax.grad(theirs, (0, 1))(head, x), strict=True):
         np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-5 * float(jnp.abs(value).max()))
     evaluated, _ = cross_entropy(form, logits, head, x, targets, weights, chunk_tokens)

@@ -137,7 +137,7 @@ def test_the_loss_of_an_untrained_model_is_that_of_a_uniform_guess_over_hidden_t
     params = specs.initialize(model.spec(), jax.random.key(0))
     rows = [corrupt(make_row(real=real)) for real in (W, 60)]
     batch = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
-    terms = MaskedLM().loss(model, params, batch)
+    terms = MaskedLM(ids=IDS, vocab_size=V).loss(model, params, batch)
     assert float(terms["loss"][1]) == 19 + 9 and abs(terms["nll"][0] / 28 - np.log(V + 3)) < 0.1
 
 
@@ -148,8 +148,12 @@ def test_the_loss_is_a_mean_over_the_hidden_tokens_given_the_corrupted_text():
     hidden = model.apply(params, {k: batch[k] for k in ("tokens_BL", "documents_BL")}).hidden_BLD
     scores = jax.nn.log_softmax(model.logits(model.head(params), hidden[0]))
     picks, targets = batch["picks_BP"][0, :9], batch["targets_BP"][0, :9]
-    terms = MaskedLM().loss(model, params, batch)
+    terms = MaskedLM(ids=IDS, vocab_size=V).loss(model, params, batch)
     np.testing.assert_allclose(terms["loss"][0] / terms["loss"][1], -scores[picks, targets].mean(), rtol=1e-5)
+    masked = batch["tokens_BL"][0, picks] == MASK
+    assert 0 < masked.sum() < 9 and float(terms["masked_nll"][1]) == masked.sum()
+    masked_nll = -scores[picks, targets][masked].sum()
+    np.testing.assert_allclose(terms["masked_nll"][0], masked_nll, rtol=1e-5)
     x_BLD = jnp.arange(24.0).reshape(2, 4, 3)
     np.testing.assert_array_equal(pick(x_BLD, {"picks_BP": jnp.array([[3, 0], [1, 1]])})[:, 0], x_BLD[[0, 1], [3, 1]])
 
