@@ -140,8 +140,8 @@ class SpanCorruption:
         key: jax.Array | None = None,
         frozen: Any = None,
     ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
-        """{name: (sum over the targets, their number, coefficient)}: sentinels and ends are targets too."""
-        return self._causal().loss(model, params, batch, key=key, frozen=frozen)
+        """{name: (sum over the targets, their number, coefficient)}; sentinels and ends count, but in "text_nll"."""
+        return self._causal().loss(model, params, batch, key=key, frozen=frozen, marks=self.ids)
 
     def _noise(self):
         return Noise(self.density, self.mean_span)

@@ -110,8 +110,8 @@ class UL2:
         key: jax.Array | None = None,
         frozen: Any = None,
     ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
-        """{name: (sum over the targets, their number, coefficient)}: sentinels and ends are targets too."""
-        return self._causal().loss(model, params, batch, key=key, frozen=frozen)
+        """{name: (sum over the targets, their number, coefficient)}; sentinels and ends count, but in "text_nll"."""
+        return self._causal().loss(model, params, batch, key=key, frozen=frozen, marks=self.ids)
 
     def _pick(self, index):
         """The denoiser of an example: in turns, each as often in a period as its weight says."""

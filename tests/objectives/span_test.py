@@ -121,6 +121,9 @@ def test_a_model_that_guesses_evenly_pays_log_vocabulary_and_learns():
     terms = objective.loss(Fake(), {"table": jnp.zeros((128, 8))}, batch)
     assert float(terms["loss"][1]) == float(batch["weights_BL"].sum()) == 4 * corrupted[0]["weights_BL"].sum()
     np.testing.assert_allclose(terms["loss"][0] / terms["loss"][1], np.log(120), rtol=1e-5)
+    text = (batch["weights_BL"] > 0) & ~np.isin(batch["targets_BL"], objective.ids)
+    assert float(terms["text_nll"][1]) == text.sum() < batch["weights_BL"].sum()
+    np.testing.assert_allclose(terms["text_nll"][0] / text.sum(), np.log(120), rtol=1e-5)
     params = {"table": 0.1 * jax.random.normal(jax.random.key(0), (128, 8))}
     slope = jax.grad(lambda p: objective.loss(Fake(), p, batch)["loss"][0])(params)["table"]
     before, after = (
