@@ -26,11 +26,12 @@ ENCODER = Encoder(**SMALL, width=16, heads=2, outputs=("tokens", "pair"))
 ELECTRA = Electra(
     Encoder(**SMALL, width=16, heads=2, outputs=("detect",)), Encoder(**SMALL, width=8, heads=1, embed_width=16)
 )
-PAIRS = {"loss", "accuracy", "pair_loss", "pair_accuracy"}
-DETECT = {"loss", "accuracy", "detect_loss", "detect_accuracy", "detect_majority"}
+MASKED = {"loss", "accuracy", "masked_nll"}
+PAIRS = MASKED | {"pair_loss", "pair_accuracy"}
+DETECT = MASKED | {"detect_loss", "detect_accuracy", "detect_majority"}
 ROWS = {
-    "mlm": (ENCODER, MaskedLM(unit="word", max_ngram=2), {"loss", "accuracy"}),
-    "static": (ENCODER, MaskedLM(copies=2), {"loss", "accuracy"}),
+    "mlm": (ENCODER, MaskedLM(unit="word", max_ngram=2), MASKED),
+    "static": (ENCODER, MaskedLM(copies=2), MASKED),
     "nsp": (ENCODER, Pairs("nsp"), PAIRS),
     "sop": (ENCODER, Pairs("sop", mlm=None), {"loss", "pair_accuracy"}),
     "detect": (ELECTRA, Detect(), DETECT),
