@@ -1,6 +1,6 @@
 """A small BERT with both its tasks on any corpus folder of several documents, on a laptop.
 
-Claim: `masked_nll` falls well below the entropy of single tokens, which ignores all context. Next sentences were told at
+Claim: `masked_nll` falls well below the entropy of single tokens, which ignores all context. Next sentences were at
 0.587 after 1,000 steps, and that had not settled at 1,500 (LOG.md). With learned positions, which BERT has
 (`bert_tiny:learned`), it is the other way round: next sentences are learnt in such a run, hidden tokens are not.
 Command: lm train --experiment=bert_tiny --corpus=DIR --workdir=runs/bert_tiny
