@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lm.core.errors import check_positive
@@ -61,15 +60,14 @@ class Causal:
         *,
         key: jax.Array | None = None,
         frozen: Any = None,
-        marks: tuple[int, ...] | None = None,
+        subset: tuple[str, jax.Array] | None = None,
     ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
         """{name: (sum over tokens, sum of weights, coefficient)}; terms with coefficient 0 are only reported.
 
-        With `marks`, ids among the targets that are no text and easy to foresee, "text_nll" is over the others.
+        `subset`, a name and a share of each target's weight [B, L], reports the mean over those under that name.
         """
         out = model.apply(params, batch, key=key)
         form = TokenLoss(model.valid_vocab_size or model.vocab_size, self.label_smoothing, self.z_loss)
-        text_BL = None if marks is None else ~jnp.isin(batch["targets_BL"], jnp.array(marks))
         loss, sums = cross_entropy(
             form,
             model.logits,
@@ -78,13 +76,13 @@ class Causal:
             batch["targets_BL"],
             batch["weights_BL"],
             self.chunk_tokens,
-            text_BL,
+            None if subset is None else subset[1],
         )
         weight = batch["weights_BL"].sum()
         reported = ("nll", "accuracy", "z_loss") if self.z_loss else ("nll", "accuracy")
         terms = {"loss": (loss, weight, 1.0)} | {name: (sums[name], weight, 0.0) for name in reported} | out.aux
-        if text_BL is not None:
-            terms["text_nll"] = (sums["subset_nll"], (batch["weights_BL"] * text_BL).sum(), 0.0)
+        if subset is not None:
+            terms[subset[0]] = (sums["subset_nll"], (batch["weights_BL"] * subset[1]).sum(), 0.0)
         return terms
 
 

@@ -49,8 +49,8 @@ def cross_entropy(
     chunk_tokens: int | None = None,
     subset_BL: jax.Array | None = None,
 ) -> tuple[jax.Array, Sums]:
-    """(loss, {"nll", "accuracy", "z_loss", "subset_nll"}): weighted float32 sums over the tokens, the last over those
-    in `subset_BL` (booleans, none unless given); the loss alone has a gradient.
+    """(loss, {"nll", "accuracy", "z_loss", "subset_nll"}): weighted float32 sums over the tokens, the last with
+    weights of `subset_BL` times theirs (0 unless given); the loss alone has a gradient.
 
     `logits(head, x [..., D])` gives [..., V] in float32. Works through `chunk_tokens` of the whole batch at a time
     (unless given: CHUNK_LOGITS on each device), a few of every row and on each device its own: they meet once, after

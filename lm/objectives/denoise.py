@@ -50,15 +50,20 @@ class Denoise:
         return seq_len - 2
 
     def corrupt(self, rng: np.random.Generator, row: dict[str, Any]) -> dict[str, np.ndarray]:
-        """source_tokens, source_documents [S]; tokens, targets, weights [L], both window + 2 long."""
+        """source_tokens, source_documents [S]; tokens, targets, weights, lost [L], both window + 2 long."""
         assert self.ids is not None
         start, end, mask = self.ids
         tokens, real = np.asarray(row["tokens"], np.int32), np.asarray(row["documents"]) >= 0
-        text = noised = tokens[real]
+        text = tokens[real]
+        # Noises move places instead of tokens, so that the lost ones are known; len(text) stands for [MASK].
+        places = np.arange(len(text))
         for noise in self.noises if len(text) else ():
-            noised = noise.apply(rng, noised, mask, row["split"].sentence_ends)
+            places = noise.apply(rng, places, len(text), row["split"].sentence_ends[text])
+        noised = np.append(text, mask)[places]
         source, target = (np.concatenate([[start], x, [end]]) if len(text) else x for x in (noised, text))
-        return encdec_row(source, target, (len(tokens) + 2, len(tokens) + 2), end)
+        lost = np.zeros(len(tokens) + 2, np.float32)
+        lost[1 + np.setdiff1d(np.arange(len(text)), places)] = 1
+        return encdec_row(source, target, (len(tokens) + 2, len(tokens) + 2), end) | {"lost_BL": lost}
 
     def loss(
         self,
@@ -69,8 +74,12 @@ class Denoise:
         key: jax.Array | None = None,
         frozen: Any = None,
     ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
-        """{name: (sum over the text with its start and end, their number, coefficient)}."""
-        return self._causal().loss(model, params, batch, key=key, frozen=frozen)
+        """{name: (sum over the text with its start and end, their number, coefficient)}.
+
+        "lost_nll" is over the tokens that the source has lost, the only ones which copying does not give.
+        """
+        lost = ("lost_nll", batch["lost_BL"])
+        return self._causal().loss(model, params, batch, key=key, frozen=frozen, subset=lost)
 
     def _causal(self):
         return Causal(self.label_smoothing, self.z_loss, self.chunk_tokens)

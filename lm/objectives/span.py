@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm.core.errors import UsageError, check_positive
@@ -141,7 +142,8 @@ class SpanCorruption:
         frozen: Any = None,
     ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
         """{name: (sum over the targets, their number, coefficient)}; sentinels and ends count, but in "text_nll"."""
-        return self._causal().loss(model, params, batch, key=key, frozen=frozen, marks=self.ids)
+        text_BL = ~jnp.isin(batch["targets_BL"], jnp.array(self.ids))
+        return self._causal().loss(model, params, batch, key=key, frozen=frozen, subset=("text_nll", text_BL))
 
     def _noise(self):
         return Noise(self.density, self.mean_span)

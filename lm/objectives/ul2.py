@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm.core.errors import UsageError, check_choice, check_positive
@@ -111,7 +112,8 @@ class UL2:
         frozen: Any = None,
     ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
         """{name: (sum over the targets, their number, coefficient)}; sentinels and ends count, but in "text_nll"."""
-        return self._causal().loss(model, params, batch, key=key, frozen=frozen, marks=self.ids)
+        text_BL = ~jnp.isin(batch["targets_BL"], jnp.array(self.ids))
+        return self._causal().loss(model, params, batch, key=key, frozen=frozen, subset=("text_nll", text_BL))
 
     def _pick(self, index):
         """The denoiser of an example: in turns, each as often in a period as its weight says."""

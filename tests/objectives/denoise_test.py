@@ -101,6 +101,15 @@ def test_noises_follow_one_another():
     assert (alone == MASK).sum() == 60 and (alone[1:-1][alone[1:-1] != MASK] == TEXT[alone[1:-1] != MASK]).all()
 
 
+@pytest.mark.parametrize("chosen", [noises.TokenMasking(), noises.TokenDeletion(), noises.TextInfilling()])
+def test_lost_are_the_targets_that_the_source_no_longer_has(chosen):
+    for seed in range(5):
+        row = corrupt(seed, real=350, noises=(noises.SentencePermutation(), chosen))
+        missing = np.setdiff1d(np.arange(350), row["source_tokens_BS"][row["source_documents_BS"] >= 0])
+        assert len(missing) == round(chosen.share * 350)
+        np.testing.assert_array_equal(row["targets_BL"][row["lost_BL"] > 0], missing)
+
+
 def test_the_same_generator_gives_the_same_row():
     first, again, other = corrupt(1), corrupt(1), corrupt(2)
     assert all(np.array_equal(first[k], again[k]) for k in first)
@@ -138,6 +147,7 @@ def test_a_model_that_guesses_evenly_pays_log_vocabulary():
     terms = objective.loss(Fake(), {"table": np.zeros((128, 8), np.float32)}, batch)
     assert float(terms["loss"][1]) == 32
     np.testing.assert_allclose(terms["loss"][0] / 32, np.log(120), rtol=1e-5)
+    assert float(terms["lost_nll"][1]) == batch["lost_BL"].sum() == 9
 
 
 def test_settings_that_cannot_be_are_refused():
