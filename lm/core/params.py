@@ -51,8 +51,9 @@ class Param:
 
     `axes` are logical names, one a dimension, distinct within a Param; `inputs` names those that a product
     contracts, so that fan-in and fan-out never have to be guessed from the rank. `role` decides decay,
-    learning-rate groups and multipliers. `passes` is how many times a token's forward pass multiplies by it: below 1
-    for a stack of experts of which a token meets a few, above for a layer that is run again.
+    learning-rate groups and multipliers; what is not `trainable`, no optimizer touches. `passes` is how many
+    times a token's forward pass multiplies by it: below 1 for a stack of experts of which a token meets a few, above
+    for a layer that is run again.
     """
 
     shape: tuple[int, ...]

@@ -5,8 +5,10 @@ Which parameters decay, and which two sides a matrix has, is read from the spec 
 """
 
 import dataclasses
+import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,6 +36,28 @@ class Group:
         return p.role == self.match if self.match in params.ROLES else re.search(self.match, path) is not None
 
 
+def _of_trained(build: Callable[[Any, Any], optax.GradientTransformation]) -> Callable:
+    """`build` for the trainable parameters alone; the others get zeros and have no slots."""
+
+    @functools.wraps(build)
+    def whole(self, spec: Any) -> optax.GradientTransformation:
+        trained = [path for path, p in tree.flatten(spec).items() if p.trainable]
+
+        def pick(t):
+            flat = tree.flatten(t)
+            return tree.unflatten({path: flat[path] for path in trained})
+
+        def update(updates, state, weights):
+            moved, state = inner.update(pick(updates), state, pick(weights))
+            still = tree.flatten(jax.tree.map(jnp.zeros_like, updates))
+            return tree.unflatten(still | tree.flatten(moved)), state
+
+        inner = build(self, pick(spec))
+        return optax.GradientTransformation(lambda weights: inner.init(pick(weights)), update)
+
+    return whole
+
+
 @dataclasses.dataclass(frozen=True)
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv 1711.05101)."""
@@ -49,6 +73,7 @@ class AdamW:
     def __post_init__(self):
         _check(self, b1=self.b1, b2=self.b2)
 
+    @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
         return _assemble(self, spec, optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.moment_dtype))
@@ -67,6 +92,7 @@ class SGD:
     def __post_init__(self):
         _check(self, momentum=self.momentum)
 
+    @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
         return _assemble(self, spec, optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity())
@@ -85,6 +111,7 @@ class Lion:
     def __post_init__(self):
         _check(self, b1=self.b1, b2=self.b2)
 
+    @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
         return _assemble(self, spec, optax.scale_by_lion(self.b1, self.b2))
@@ -111,6 +138,7 @@ class Adafactor:
         _check(self, decay_rate=self.decay_rate, momentum=self.momentum or 0.0)
         check_positive(**{"optimizer.update_clip": self.update_clip})
 
+    @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
         core = optax.chain(
@@ -139,6 +167,7 @@ class Lamb:
     def __post_init__(self):
         _check(self, b1=self.b1, b2=self.b2)
 
+    @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
         return _assemble(self, spec, optax.scale_by_adam(self.b1, self.b2, self.eps), _as_long_as_weights(spec))
@@ -164,6 +193,7 @@ class Muon:
     def __post_init__(self):
         _check(self, momentum=self.momentum, b1=self.b1, b2=self.b2)
 
+    @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
         labels = params.map_spec(lambda p: "muon" if p.role == "matrix" else "adam", spec)

@@ -1,5 +1,7 @@
 """Optimizers against torch, numpy, and themselves on one layer at a time."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,6 +148,19 @@ def test_a_group_changes_its_own_parameters_alone():
 def test_a_group_that_selects_nothing_is_refused():
     with pytest.raises(UsageError, match="selects no parameter"):
         optimizers.AdamW(groups=(optimizers.Group("router", 0.1),)).build(SPEC)
+
+
+@pytest.mark.parametrize("optimizer", typing.get_args(optimizers.Optimizer))
+def test_a_parameter_that_is_not_trainable_has_no_slots_and_changes_nothing_for_the_others(optimizer):
+    fixed = {"fixed": Param((130, 140), ("embed", "mlp"), Normal(0.5), ("embed",), trainable=False)}
+    config = optimizer(weight_decay=0.1, clip_norm=1.0, groups=(optimizers.Group(".", 2.0, 0.2),))
+    weights, grads = weights_and_grads(2)
+    frozen = params.initialize(fixed, jax.random.key(5))
+    alone, beside = config.build(SPEC), config.build(SPEC | fixed)
+    after = descend(beside, weights | frozen, [g | frozen for g in grads])
+    jax.tree.map(np.testing.assert_array_equal, after, descend(alone, weights, grads) | frozen)
+    shapes = [jax.tree.map(jnp.shape, t.init(w)) for t, w in ((alone, weights), (beside, weights | frozen))]
+    assert shapes[0] == shapes[1]
 
 
 def test_lion_moves_by_the_sign():
