@@ -21,9 +21,8 @@ class Experts:
     """`count` feed-forward layers without biases, of which each token passes the `chosen` most probable ones.
 
     `mlp_width` is each one's (None: the model's). Outputs are weighted by the router's probabilities, which
-    `normalize` divides by their sum over the chosen ones (Mixtral); Switch's single one keeps its own, since divided
-    it would be 1 and teach the router nothing. With a `capacity_factor` an expert takes only that many times its even
-    share of a row's choices, rounded up, in the order of the tokens; what comes later passes by on the residual.
+    `normalize` divides by their sum over the chosen ones (Mixtral); Switch's single one keeps its own. With a `capacity_factor` an expert takes only that many times its
+    even share of a row's choices, rounded up, in the order of the tokens; what comes later passes by on the residual.
     `balance` and `router_z` are the coefficients of each layer's two losses.
     """
 
@@ -40,6 +39,11 @@ class Experts:
         check_given(self, "mlp_width", "capacity_factor")
         if self.chosen > self.count:
             raise UsageError(f"experts.chosen={self.chosen} is more than experts.count={self.count}")
+        if self.chosen == 1 and self.normalize:
+            raise UsageError(
+                "experts.chosen=1 with experts.normalize=True: the weight of a single choice is then always 1, and no "
+                "loss of the outputs reaches the router; set normalize=False, or more than one chosen"
+            )
         for name in ("balance", "router_z"):
             if getattr(self, name) < 0:
                 raise UsageError(f"experts.{name}={getattr(self, name)} must not be negative; 0 switches it off")

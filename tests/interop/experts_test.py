@@ -52,6 +52,10 @@ def test_layers_are_dense_where_the_step_or_the_list_says_so():
     assert [layer.experts for layer in every_second.stack.layers] == [None, routed, None, None]
 
 
+def test_a_single_choice_that_keeps_its_weight_is_read():
+    assert read(qwen3_moe, NEW | {"num_experts_per_tok": 1}).stack.layers[0].experts.chosen == 1
+
+
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
@@ -60,6 +64,8 @@ def test_layers_are_dense_where_the_step_or_the_list_says_so():
         (mixtral, NEW | {"router_jitter_noise": 0.1}, "router_jitter_noise=0.1"),
         (mixtral, NEW | {"attention_bias": True}, "attention_bias=True"),
         (qwen3_moe, NEW | {"num_experts_per_tok": 6}, "experts.chosen=6 is more"),
+        (mixtral, NEW | {"num_experts_per_tok": 1}, "experts.chosen=1 with experts.normalize=True"),
+        (qwen3_moe, NEW | {"num_experts_per_tok": 1, "norm_topk_prob": True}, "experts.chosen=1 with"),
         (qwen3_moe, NEW | {"shared_expert_intermediate_size": 6}, "shared_expert_intermediate_size"),
     ],
     ids=str,

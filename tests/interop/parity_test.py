@@ -84,7 +84,7 @@ ROWS = {
     "mixtral_odd": (
         "MixtralForCausalLM",
         LLAMA
-        | {"num_local_experts": 3, "num_experts_per_tok": 1, "num_key_value_heads": 1}
+        | {"num_local_experts": 5, "num_experts_per_tok": 3, "num_key_value_heads": 1}
         | {"sliding_window": 5, "head_dim": 12},
     ),
     "qwen3_moe": ("Qwen3MoeForCausalLM", QWEN3_MOE | {"norm_topk_prob": True}),

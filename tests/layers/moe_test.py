@@ -114,7 +114,7 @@ def test_grouped_rows_meet_their_own_kernel_alone(sizes):
 
 
 def test_nothing_is_dropped_even_where_all_tokens_choose_one_expert():
-    form = Experts(count=E, chosen=1)
+    form = Experts(count=E, chosen=1, normalize=False)
     p, x = collapsed(make_params(form), expert=3), np.abs(make_x()) + 0.1
     y, _ = experts(form, p, x, "silu")
     one = jax.tree.map(lambda a: np.asarray(a)[3], {k: p[k]["kernel"] for k in ("gate", "up", "down")})
@@ -122,7 +122,7 @@ def test_nothing_is_dropped_even_where_all_tokens_choose_one_expert():
 
 
 def test_capacity_drops_the_last_arrivals_and_no_others():
-    form = Experts(count=E, chosen=1, capacity_factor=2.0)  # Room for 2 x 9 / 6 = 3 of a row.
+    form = Experts(count=E, chosen=1, normalize=False, capacity_factor=2.0)  # Room for 2 x 9 / 6 = 3 of a row.
     p, x = collapsed(make_params(form), expert=3), np.abs(make_x()) + 0.1
     y, _ = experts(form, p, x, "silu")
     free, _ = experts(dataclasses.replace(form, capacity_factor=None), p, x, "silu")
@@ -139,7 +139,7 @@ def test_what_is_dropped_does_not_depend_on_later_tokens():
 
 
 def test_balance_is_1_where_routing_is_even_and_the_count_where_it_collapses():
-    form = Experts(count=E, chosen=1)
+    form = Experts(count=E, chosen=1, normalize=False)
     x = np.abs(make_x(shape=(B, E, D))) + 0.1
     _, sums = experts(form, collapsed(make_params(form), 2), x, "silu")
     np.testing.assert_allclose(sums["balance"] / (B * E), E, rtol=1e-4)
@@ -282,8 +282,9 @@ def test_cached_generation_equals_a_full_pass(params):
     [
         ({"count": 4, "chosen": 5}, "experts.chosen=5 is more than experts.count=4"),
         ({"count": 0, "chosen": 1}, "experts.count=0"),
-        ({"count": 4, "chosen": 1, "capacity_factor": 0.0}, "capacity_factor=0.0"),
-        ({"count": 4, "chosen": 1, "balance": -0.1}, "experts.balance=-0.1"),
+        ({"count": 4, "chosen": 1}, "experts.chosen=1 with experts.normalize=True"),
+        ({"count": 4, "chosen": 2, "capacity_factor": 0.0}, "capacity_factor=0.0"),
+        ({"count": 4, "chosen": 2, "balance": -0.1}, "experts.balance=-0.1"),
     ],
     ids=str,
 )
@@ -294,12 +295,12 @@ def test_experts_without_sense_are_refused(settings, message):
 
 def test_settings_that_experts_do_not_have_are_refused():
     routed: dict[str, Any] = {"layers": 1, "width": 8, "heads": 1, "positions": "none"}
-    routed["pattern"] = (Layer(experts=Experts(2, 1)),)
+    routed["pattern"] = (Layer(experts=Experts(2, 2)),)
     with pytest.raises(UsageError, match="set mlp_bias=False"):
         Decoder(**routed)
     with pytest.raises(UsageError, match="use residual_dropout"):
         Decoder(**routed, mlp_bias=False, mlp_dropout=0.1)
-    both = (Layer(experts=Experts(2, 1)), Layer(experts=Experts(2, 1, balance=0.0)))
+    both = (Layer(experts=Experts(2, 2)), Layer(experts=Experts(2, 2, balance=0.0)))
     with pytest.raises(UsageError, match="the same in all layers"):
         Decoder(**routed | {"pattern": both, "layers": 2}, mlp_bias=False)
 
