@@ -21,8 +21,9 @@ class Experts:
     """`count` feed-forward layers without biases, of which each token passes the `chosen` most probable ones.
 
     `mlp_width` is each one's (None: the model's). Outputs are weighted by the router's probabilities, which
-    `normalize` divides by their sum over the chosen ones (Mixtral); Switch's single one keeps its own. With a `capacity_factor` an expert takes only that many times its
-    even share of a row's choices, rounded up, in the order of the tokens; what comes later passes by on the residual.
+    `normalize` divides by their sum over the chosen ones (Mixtral); Switch's single one keeps its own. With a
+    `capacity_factor` an expert takes only that many times its even share of a row's choices, rounded up, in the order
+    of the tokens; what comes later passes by on the residual.
     `balance` and `router_z` are the coefficients of each layer's two losses.
     """
 
