@@ -117,7 +117,7 @@ def test_of_experts_those_count_that_a_token_passes():
     """Two chosen of eight work as one mlp twice as wide, and their router."""
     narrow = dataclasses.replace(TINY, mlp_bias=False, mlp_width=48)
     routed = dataclasses.replace(narrow, pattern=(Layer(), Layer(experts=Experts(8, 2)), Layer()))
-    wide = dataclasses.replace(narrow, pattern=(Layer(), Layer(experts=Experts(1, 1, mlp_width=96, normalize=False)), Layer()))
+    wide = dataclasses.replace(narrow, pattern=(Layer(), Layer(experts=Experts(1, 1, 96, normalize=False)), Layer()))
     expected = flops_per_token(wide, wide.spec(), 64) + 6 * 32 * (8 - 1)
     assert flops_per_token(routed, routed.spec(), 64) == expected
 
