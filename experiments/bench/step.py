@@ -42,6 +42,7 @@ def ours(shape: dict[str, int], dtype: str, tokens: np.ndarray) -> Callable[[], 
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from experiments import shakespeare_char
+    from lm.core import keys
     from lm.main import devices
     from lm.parallel import rules
     from lm.parallel.mesh import under
@@ -57,14 +58,16 @@ def ours(shape: dict[str, int], dtype: str, tokens: np.ndarray) -> Callable[[], 
     )
     mesh = run.mesh.build()
     _, new, train_step = loop.prepare(run, mesh)
-    state, train_step = new(), under(mesh, train_step)
+    state, train_step = new(jax.random.key(0)), under(mesh, train_step)
     rows = [run.objective.corrupt(None, {"tokens": row, "documents": np.zeros_like(row)}) for row in tokens]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     batch = jax.device_put(batch, rules.batch_sharding(mesh))
 
+    key = keys.run_key(0)
+
     def step() -> float:
         nonlocal state
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, batch, np.float32(1e-3), key)
         jax.block_until_ready(state)
         return float(metrics["loss"])
 

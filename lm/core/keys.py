@@ -10,6 +10,6 @@ def named(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def step_key(seed: int, step: jax.Array | int) -> jax.Array:
-    """The key of one training step: fold_in(run key, step)."""
-    return jax.random.fold_in(named(jax.random.key(seed), "step"), step)
+def run_key(seed: int) -> jax.Array:
+    """The key of a run, which each training step folds its own number into."""
+    return named(jax.random.key(seed), "step")

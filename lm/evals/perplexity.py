@@ -1,5 +1,6 @@
 """Loss, perplexity and bits per byte over a whole split."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,10 +16,7 @@ def make_evaluate(model: Any, objective: Any) -> Callable[[Any, Any, Iterable[di
     carry weight 0, so batches of any size give the same means.
     """
 
-    @jax.jit
-    def sums(params, frozen, batch):
-        terms = objective.loss(model, params, batch, key=None, frozen=frozen)
-        return {name: jnp.stack([jnp.asarray(x, jnp.float32) for x in term[:2]]) for name, term in terms.items()}
+    sums = _sums(model, objective)
 
     def evaluate(params, frozen, batches):
         totals: dict[str, list[float]] = {}
@@ -30,6 +28,18 @@ def make_evaluate(model: Any, objective: Any) -> Callable[[Any, Any, Iterable[di
         return {name: total / weight if weight else math.nan for name, (total, weight) in totals.items()}
 
     return evaluate
+
+
+@functools.lru_cache(maxsize=4)
+def _sums(model: Any, objective: Any) -> Callable:
+    """Jitted once for all runs of a process with this model and objective."""
+
+    @jax.jit
+    def sums(params, frozen, batch):
+        terms = objective.loss(model, params, batch, key=None, frozen=frozen)
+        return {name: jnp.stack([jnp.asarray(x, jnp.float32) for x in term[:2]]) for name, term in terms.items()}
+
+    return sums
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:

@@ -81,6 +81,8 @@ def _train(
     profile: tuple[int, int] | None,
     started: float,
 ) -> int:
+    import jax
+
     from lm.core import config
     from lm.main import closing, corpora
     from lm.parallel import hosts
@@ -106,7 +108,7 @@ def _train(
         if value(values, "init_from"):
             say(f"--init_from is not read again: the run goes on from its own step {step}")
     else:
-        state = new()
+        state = new(jax.random.key(run.train.seed))
         if value(values, "init_from"):
             state = _initialized_from(value(values, "init_from"), corpus, state, abstract)
             say(f"weights from {value(values, 'init_from')}")

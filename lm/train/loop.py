@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import threading
 import time
@@ -9,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm.core import tree
+from lm.core import keys, tree
 from lm.core.errors import UsageError
 from lm.parallel import hosts, rules
 from lm.train import meters, step
@@ -44,30 +47,44 @@ class Parts:
     profile_folder: str = ""
 
 
-def prepare(run: Run, mesh: jax.sharding.Mesh) -> tuple[State, Callable[[], State], Callable]:
-    """(the abstract state with its shardings, a function that makes a new one, the jitted step)."""
-    spec = run.model.spec()
-    optimizer = run.optimizer.build(spec)
+def prepare(run: Run, mesh: jax.sharding.Mesh) -> tuple[State, Callable[[jax.Array], State], Callable]:
+    """(the abstract state with its shardings, a function from a key to a new one, the jitted step).
 
-    def new() -> State:
-        return step.initialize(spec, optimizer, jax.random.key(run.train.seed), run.train.ema_decay is not None)
+    Runs of one process that differ in schedule, seeds and length alone get the same, compiled once.
+    """
+    train = run.train
+    return _programs(run.model, run.objective, run.optimizer, mesh, train.accumulate, train.ema_decay, train.poison)
 
-    abstract = jax.eval_shape(new)
+
+@functools.lru_cache(maxsize=4)
+def _programs(
+    model: Any,
+    objective: Any,
+    optimizer: Any,
+    mesh: jax.sharding.Mesh,
+    accumulate: int,
+    ema_decay: float | None,
+    poison: tuple[int, int] | None,
+) -> tuple[State, Callable[[jax.Array], State], Callable]:
+    spec = model.spec()
+    transformation = optimizer.build(spec)
+
+    def new(key: jax.Array) -> State:
+        return step.initialize(spec, transformation, key, ema_decay is not None)
+
+    abstract = jax.eval_shape(new, jax.random.key(0))
     places = step.shardings(spec, abstract, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
-    pure = step.make_step(
-        run.model,
-        run.objective,
-        optimizer,
-        run.schedule.build(run.train.steps),
-        seed=run.train.seed,
-        accumulate=run.train.accumulate,
-        ema_decay=run.train.ema_decay,
-        poison=run.train.poison,
-    )
+    pure = step.make_step(model, objective, transformation, accumulate=accumulate, ema_decay=ema_decay, poison=poison)
     whole, rows = NamedSharding(mesh, PartitionSpec()), rules.batch_sharding(mesh)
-    jitted = jax.jit(pure, donate_argnums=0, in_shardings=(places, rows), out_shardings=(places, whole))
+    jitted = jax.jit(pure, donate_argnums=0, in_shardings=(places, rows, whole, whole), out_shardings=(places, whole))
     return abstract, jax.jit(new, out_shardings=places), jitted
+
+
+def learning_rates(run: Run) -> np.ndarray:
+    """The schedule's rate at each step, float32 [steps]."""
+    steps = run.train.steps
+    return np.asarray(jnp.broadcast_to(run.schedule.build(steps)(jnp.arange(steps)), steps), np.float32)
 
 
 def evaluated_weights(state: State) -> Any:
@@ -84,13 +101,14 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
     clock = _Clock(run, mesh)
     log = _Log(run, parts, clock)
     steps = run.train.steps
+    rates, key = learning_rates(run), keys.run_key(run.train.seed)
     parts.display.say(f"MFU counts 6 x matmul parameters and causal attention, {clock.convention}")
     with _stop_signals() as stop, parts.display, _Trace(parts) as trace:
         for done in range(int(state.step) + 1, steps + 1):
             trace.before(done)
             batch = next(parts.batches)
             clock.see(batch)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, batch, rates[done - 1], key)
             trace.after(done, state)
             log.take(done, metrics)
             parts.checkpoints.check()

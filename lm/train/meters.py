@@ -1,5 +1,6 @@
 """Floating-point work and the peak that it is measured against."""
 
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -46,6 +47,7 @@ def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
     return rate, f"of {rate / 1e9:.0f} GFLOP/s, the best float32 matrix product measured at the start"
 
 
+@functools.lru_cache(maxsize=1)
 def _measured_matmul_rate(size: int = 1024, tries: int = 5) -> float:
     product = jax.jit(jnp.matmul)
     x = jnp.ones((size, size), jnp.float32)

@@ -71,14 +71,12 @@ def make_step(
     model: Any,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    schedule: Callable[[jax.Array], jax.Array],
     *,
-    seed: int = 0,
     accumulate: int = 1,
     ema_decay: float | None = None,
     poison: tuple[int, int] | None = None,
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
-    """step(state, batch) -> (state, metrics), to be jitted with the state donated.
+) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, dict[str, jax.Array]]]:
+    """step(state, batch, learning rate, the run's key) -> (state, metrics), to be jitted with the state donated.
 
     The loss is the sum over terms of coefficient x sum / weight, the weights taken over the whole batch
     before the first of `accumulate` micro-batches. An update with a loss or gradient that is not finite is
@@ -110,8 +108,10 @@ def make_step(
         shapes = jax.eval_shape(grad, weights, first[1], first[0], totals)
         return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), micro)[0]
 
-    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
-        key = keys.step_key(seed, state.step)
+    def step(
+        state: State, batch: dict[str, jax.Array], rate: jax.Array, key: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        key = jax.random.fold_in(key, state.step)
         (value, means), grads = gradients(state.params, batch, state.frozen, key)
         if poison is not None:
             first, last = poison
@@ -119,7 +119,6 @@ def make_step(
             grads = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-        rate = schedule(state.step)
         direction, slots = optimizer.update(grads, state.optimizer, state.params)
         weights = jax.tree.map(lambda w, d: (w - rate * d).astype(w.dtype), state.params, direction)
 

@@ -1,6 +1,7 @@
 """A step is one update of the whole batch however it is cut, and none where a number is not finite."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm.core import tree
+from lm.core import keys, tree
 from lm.models.decoder import Decoder
 from lm.objectives.causal import Causal
 from lm.parallel import rules
@@ -38,11 +39,10 @@ def build(optimizer=None, objective=None, ema=False, accumulate=1):
         MODEL,
         objective or Causal(),
         transformation,
-        lambda _: jnp.float32(1e-2),
         accumulate=accumulate,
         ema_decay=DECAY if ema else None,
     )
-    return state, jax.jit(pure)
+    return state, jax.jit(functools.partial(pure, rate=jnp.float32(1e-2), key=keys.run_key(0)))
 
 
 def dots(function, *arguments):
@@ -108,12 +108,12 @@ def test_the_average_of_the_weights_follows_its_formula():
 def test_every_leaf_of_the_state_is_donated():
     mesh = Mesh(fsdp=2, tensor=2).build()
     _, new, take = loop.prepare(Run(MODEL, Causal(), train=Train(batch_size=B, seq_len=L, ema_decay=DECAY)), mesh)
-    state, batch = new(), jax.device_put(make_batch(), rules.batch_sharding(mesh))
-    compiled = take.lower(state, batch).compile()
+    state, batch = new(jax.random.key(0)), jax.device_put(make_batch(), rules.batch_sharding(mesh))
+    compiled = take.lower(state, batch, np.float32(1e-2), keys.run_key(0)).compile()
     on_one_device = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
     assert compiled.memory_analysis().alias_size_in_bytes == on_one_device
     leaves = jax.tree.leaves(state)
-    take(state, batch)
+    take(state, batch, np.float32(1e-2), keys.run_key(0))
     assert all(x.is_deleted() for x in leaves)
 
 
