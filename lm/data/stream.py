@@ -44,9 +44,9 @@ class Objective(Protocol):
 
     `corrupt` takes a row of "tokens" [window] int32, "documents" [window] int32 (counted from 0 in the row,
     -1 at padding, which must get no weight), "index", and the "split" that they come from, for an objective that
-    needs other places of the text too, with the "start" of the window in it and the "epoch". It returns arrays by
-    their names in a batch; those that count are "weights_*". One that pairs documents has `least_documents`, one that
-    predicts from the tokens before a `context`: so many at a window's begin are seen only.
+    needs other places of the text too, with the "start" of the window in it, the "epoch" and the data's "seed". It
+    returns arrays by their names in a batch; those that count are "weights_*". One that pairs documents has
+    `least_documents`, one that predicts from the tokens before a `context`: so many at a window's begin are seen only.
     """
 
     def window(self, seq_len: int) -> int: ...
@@ -123,7 +123,7 @@ class Stream:
             starts = index * self.stride
         epochs = index // self.examples
         known = (
-            {"split": self.split, "index": key, "start": start, "epoch": epoch}
+            {"split": self.split, "index": key, "start": start, "epoch": epoch, "seed": self.seed}
             for key, start, epoch in zip(keys.tolist(), starts.tolist(), epochs.tolist(), strict=True)
         )
         rows = [

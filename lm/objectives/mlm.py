@@ -12,6 +12,7 @@ from lm.objectives.cross_entropy import TokenLoss, cross_entropy
 
 UNITS = ("token", "word")
 _ORDER, _LENGTH, _FORM, _TOKEN = range(4)  # What the four random numbers of a token decide.
+_STATIC = (0, 0, 0, 1)  # A counter that the generators of examples, under keys of the same form, never reach.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class MaskedLM:
     becomes [MASK], `random_share` a random token, and the rest stay. What is hidden together is one `unit`, "token" or
     whole "word", or a run of n of them in proportion to 1 / n up to `max_ngram` (ALBERT, 1909.11942, eq. 2); words
     that no longer fit are passed over. Masks are drawn anew each time (RoBERTa, 1907.11692, section 4.1), or with
-    `copies` are that many, fixed for each place of the text, which the epochs take in turn (BERT has 10).
+    `copies` are that many, fixed by the data's seed for each place of the text, which the epochs take in turn (BERT
+    has 10).
     A row is [CLS] text [SEP], and text goes on across documents (RoBERTa's FULL-SENTENCES).
     """
 
@@ -76,7 +78,8 @@ class MaskedLM:
         if self.copies is None:
             return rng.random((length, 4))
         # One step of Philox makes four numbers: those of a token are found by its place in the text.
-        bits = np.random.Philox(key=row["epoch"] % self.copies).advance(row["start"] + first)
+        key = row["seed"], row["epoch"] % self.copies
+        bits = np.random.Philox(counter=_STATIC, key=key).advance(row["start"] + first)
         return np.random.Generator(bits).random((length, 4))
 
     def begins(self, row: dict[str, Any], text: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ SPLIT = types.SimpleNamespace(word_starts=np.arange(V) % 3 == 0)
 def make_row(seed=0, real=W, start=0, epoch=0):
     text = np.random.default_rng(seed).integers(0, V, W).astype(np.int32)
     documents = np.where(np.arange(W) < real, 0, -1).astype(np.int32)
-    return {"tokens": text, "documents": documents, "split": SPLIT, "start": start, "epoch": epoch, "index": 0}
+    place = {"split": SPLIT, "start": start, "epoch": epoch, "seed": 0, "index": 0}
+    return {"tokens": text, "documents": documents} | place
 
 
 def corrupt(row, seed=0, **settings):

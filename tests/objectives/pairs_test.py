@@ -115,7 +115,7 @@ def test_static_masks_hide_the_same_words_however_segments_meet(opened):
     mlm = MaskedLM(copies=1, rate=0.3)
     objective = Pairs("sop", mlm, ids=special(opened), vocab_size=opened.vocab_size)
     rows = Stream(opened.split("train"), objective, ROW)
-    place = {"split": rows.split, "start": 150, "epoch": 0, "index": 0}
+    place = {"split": rows.split, "start": 150, "epoch": 0, "seed": 0, "index": 0}
     window = rows._row(150, rows.window)
     hidden = [
         frozenset(row["targets_BP"].tolist())
@@ -123,6 +123,15 @@ def test_static_masks_hide_the_same_words_however_segments_meet(opened):
         for row in [objective.corrupt(np.random.default_rng(seed), window | place)]
     ]
     assert len(set(hidden)) == 1
+
+
+def test_static_masks_differ_with_the_seed_of_the_data(opened):
+    objective = MaskedLM(copies=1, ids=special(opened), vocab_size=opened.vocab_size)
+    first, other, again = (
+        Stream(opened.split("train"), objective, ROW, seed, "sequential").rows(0, 8)["picks_BP"] for seed in (0, 1, 0)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any(1).all()
 
 
 def test_short_rows_come_in_their_share(opened):
@@ -138,6 +147,7 @@ def test_a_window_without_two_tokens_weighs_nothing(opened):
         "split": opened.split("train"),
         "start": 10**6,
         "epoch": 0,
+        "seed": 0,
         "index": 0,
     }
     batch = objective.corrupt(np.random.default_rng(0), row)
