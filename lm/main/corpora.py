@@ -1,6 +1,7 @@
 """The text of a run: its corpus, opened or built, and the batches of training and validation made from it."""
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -33,24 +34,34 @@ def of_run(run: Any, workdir: str) -> corpora.Corpus:
 
     Process 0 builds; the others wait.
     """
-    if run.data.mixture:
-        return corpora.Corpus(run.data.mixture[0][0])
-    if run.data.corpus:
-        return corpora.Corpus(run.data.corpus)
+    if named := run.data.corpus or (run.data.mixture and run.data.mixture[0][0]):
+        return corpora.Corpus(named)
     folder = os.path.join(workdir, "corpus")
     if hosts.is_main():
-        try:
-            with progress_bar() as progress:
-                corpora.build(
-                    run.data.source, run.data.tokenizer, folder, validation=run.data.validation, progress=progress
-                )
-        except UsageError as error:
-            if corpora.is_built(folder):
-                raise UsageError(f"{error}; or pass --corpus={folder} to go on with it as it is") from None
-            raise
+        _build(run.data, folder)
     if jax.process_count() > 1:
         hosts.barrier("corpus")
     return corpora.Corpus(folder)
+
+
+def of_sweep(run: Any, workdir: str) -> corpora.Corpus:
+    """The same in the folder of a sweep, whose runs share what they bring alike; starts no devices."""
+    if named := run.data.corpus or (run.data.mixture and run.data.mixture[0][0]):
+        return corpora.Corpus(named)
+    source = repr((run.data.source, run.data.tokenizer, run.data.validation))
+    folder = os.path.join(workdir, f"corpus-{hashlib.sha256(source.encode()).hexdigest()[:8]}")
+    _build(run.data, folder)
+    return corpora.Corpus(folder)
+
+
+def _build(data: Any, folder: str) -> None:
+    try:
+        with progress_bar() as progress:
+            corpora.build(data.source, data.tokenizer, folder, validation=data.validation, progress=progress)
+    except UsageError as error:
+        if corpora.is_built(folder):
+            raise UsageError(f"{error}; or pass --corpus={folder} to go on with it as it is") from None
+        raise
 
 
 def fingerprint(run: Any, corpus: corpora.Corpus) -> str:

@@ -40,11 +40,17 @@ def load_run(name: str, assignments: list[str]) -> Any:
     Names are checked against file names and function names before the file, and so jax, is imported.
     """
     run = load_experiment(name)()
-    from lm.core import config
     from lm.train.run import Run
 
     if not isinstance(run, Run):
-        raise UsageError(f"--experiment={name} returns a {type(run).__name__}, not a Run: is it a sweep?")
+        raise UsageError(f"--experiment={name} returns a {type(run).__name__}, not a Run: is it for lm sweep?")
+    return override(run, assignments, name)
+
+
+def override(run: Any, assignments: list[str], name: str) -> Any:
+    """The Run of experiment `name` after the --set assignments; raises UsageError where it could not be read again."""
+    from lm.core import config
+
     run = config.override_all(run, assignments)
     try:
         config.from_json(config.to_json(run))

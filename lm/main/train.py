@@ -40,45 +40,69 @@ def define(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Trains; returns the exit code."""
-    started = time.monotonic()
     experiment, workdir = required(values, "experiment"), required(values, "workdir")
-    run = load_run(experiment, value(values, "set"))
-    if value(values, "corpus"):
-        run = dataclasses.replace(run, data=dataclasses.replace(run.data, corpus=value(values, "corpus")))
-    profile = _profile(value(values, "profile"), run.train.steps)
+    run = with_corpus(load_run(experiment, value(values, "set")), value(values, "corpus"))
+    options = Options(
+        init_from=value(values, "init_from"),
+        profile=_profile(value(values, "profile"), run.train.steps),
+        steal=value(values, "steal"),
+        allow_changed_data=value(values, "allow_changed_data"),
+    )
 
-    from lm.core import files
     from lm.main import corpora, devices
+
+    corpora.check_named(run)
+    devices.start(run.train.batch_size, parameters(run.model))
+    return train(run, experiment, workdir, options)
+
+
+def with_corpus(run: Any, corpus: str | None) -> Any:
+    """The run on the corpus folder, where one is given."""
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, corpus=corpus)) if corpus else run
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a start of a run may ask for, beyond the run itself."""
+
+    init_from: str | None = None
+    profile: tuple[int, int] | None = None
+    steal: bool = False
+    allow_changed_data: bool = False
+
+
+def train(run: Any, experiment: str, workdir: str, options: Options = Options()) -> int:
+    """Trains `run`, named `experiment`, in its folder, on devices that have been started; returns the exit code."""
+    from lm.core import files
+    from lm.main import corpora
     from lm.parallel import hosts
     from lm.train.ledger import Ledger
     from lm.train.lock import RunLock
 
-    corpora.check_named(run)
-    devices.start(run.train.batch_size, _parameters(run.model))
+    started = time.monotonic()
     mesh = run.mesh.build()
     hosts.host_rows(mesh, run.train.batch_size)
     ledger = Ledger(workdir, writes=hosts.is_main())
     report = _reporter(ledger)
-    lock = RunLock(workdir, steal=value(values, "steal"), report=report)
+    lock = RunLock(workdir, steal=options.steal, report=report)
     with contextlib.ExitStack() as stack:
         if hosts.is_main():
             files.path(workdir).mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock)
         corpus = corpora.of_run(run, workdir)
-        return _train(values, run, mesh, experiment, workdir, corpus, ledger, report, lock, profile, started)
+        return _train(run, experiment, workdir, options, mesh, corpus, ledger, report, lock, started)
 
 
 def _train(
-    values: flags.FlagValues,
     run: Any,
-    mesh: Any,
     experiment: str,
     workdir: str,
+    options: Options,
+    mesh: Any,
     corpus: Any,
     ledger: Any,
     report: Callable[..., None],
     lock: Any,
-    profile: tuple[int, int] | None,
     started: float,
 ) -> int:
     import jax
@@ -87,6 +111,7 @@ def _train(
     from lm.main import closing, corpora
     from lm.parallel import hosts
     from lm.parallel.mesh import under
+    from lm.report import row
     from lm.train import loop
     from lm.train.checkpoint import Checkpoints, SaveError
     from lm.train.metrics import Metrics
@@ -100,18 +125,16 @@ def _train(
 
     if hosts.broadcast(checkpoints.steps()):
         state, meta, step = checkpoints.restore(abstract, quarantine=True)
-        _check_data(
-            meta, corpus.tokenizer_digest, corpora.fingerprint(run, corpus), value(values, "allow_changed_data")
-        )
+        _check_data(meta, corpus.tokenizer_digest, corpora.fingerprint(run, corpus), options.allow_changed_data)
         for name, (old, now) in config.diff(config.from_json(meta["run"]), run).items():
             say(f"setting changed since step {step}: {name} was {old}, is {now}")
-        if value(values, "init_from"):
+        if options.init_from:
             say(f"--init_from is not read again: the run goes on from its own step {step}")
     else:
         state = new(jax.random.key(run.train.seed))
-        if value(values, "init_from"):
-            state = _initialized_from(value(values, "init_from"), corpus, state, abstract)
-            say(f"weights from {value(values, 'init_from')}")
+        if options.init_from:
+            state = _initialized_from(options.init_from, corpus, state, abstract)
+            say(f"weights from {options.init_from}")
     first = int(state.step)
     ledger.write(
         "start",
@@ -119,9 +142,11 @@ def _train(
         experiment=experiment,
         digest=config.digest(run),
         corpus=corpora.fingerprint(run, corpus),
-        init_from=value(values, "init_from"),
+        init_from=options.init_from,
     )
     if first >= run.train.steps:
+        if hosts.is_main() and row.read(workdir) is None:
+            row.write(workdir, run, corpus, "done", mesh.size)
         return closing.already_done(run, workdir, say)
     if hosts.is_main():
         _write_folder(workdir, run, experiment, corpus)
@@ -143,7 +168,7 @@ def _train(
         },
         validate=corpora.validation(run, corpus, mesh),
         sample=closing.sampler(run, corpus, workdir),
-        profile=profile,
+        profile=options.profile,
         profile_folder=os.path.join(workdir, "profile"),
     )
     try:
@@ -158,6 +183,8 @@ def _train(
     ledger.write("stop", step=int(state.step), code=code)
     if hosts.is_main():
         metrics.close()
+        if code in (loop.DONE, loop.SUSPICIOUS_RESULT):
+            row.write(workdir, run, corpus, "done" if code == loop.DONE else "diverged", mesh.size)
         closing.report(run, corpus, workdir, code, time.monotonic() - started, say)
     return code
 
@@ -174,7 +201,7 @@ def _reporter(ledger: Any) -> Callable[..., None]:
     return report
 
 
-def _parameters(model: Any) -> int:
+def parameters(model: Any) -> int:
     """How many there are, with the smallest table where the vocabulary is not known yet."""
     from lm.core import params
     from lm.models.headed import with_vocabulary

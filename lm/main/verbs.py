@@ -17,12 +17,14 @@ INTERRUPTED = 130  # As shells number a process that Ctrl-C ended.
 
 VERBS = {
     "train": "train an experiment; the same command continues it",
+    "sweep": "train every run of a sweep; the same command runs what is missing",
     "tokenizer": "train a tokenizer on a source of text",
     "corpus": "tokenise a source into a corpus folder, or verify one",
     "evaluate": "loss, perplexity and bits per byte of a checkpoint",
     "generate": "continue a prompt with a checkpoint",
     "convert": "a Hugging Face folder to a run folder, and back",
     "diff": "the settings in which two runs differ",
+    "fit": "fit a scaling law to finished runs, with intervals",
 }
 
 USAGE_TEXT = "usage: lm VERB [--flag=value ...]      lm VERB --help lists the flags\n\n" + "\n".join(

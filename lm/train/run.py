@@ -76,6 +76,7 @@ class Run:
     mesh: Mesh = setting(Mesh(), identity=False)
     train: Train = Train()
     evals: Evals = Evals()
+    name: str = setting("", identity=False)  # Of one run among those of a sweep, whose folder it is: "rotary/seed0".
 
     def __post_init__(self):
         limit = self.model.context_limit

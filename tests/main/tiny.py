@@ -1,6 +1,7 @@
 """A model that trains in seconds, for tests of the whole: the text is a Markov chain."""
 
 import dataclasses
+import pathlib
 
 from lm.data.stream import Data
 from lm.models.decoder import Decoder
@@ -31,3 +32,37 @@ def hiccup() -> Run:
     """One step in the middle has NaN gradients."""
     base = run()
     return dataclasses.replace(base, train=dataclasses.replace(base.train, poison=(20, 20)))
+
+
+def sweep() -> list[Run]:
+    """Two rates, two seeds."""
+    return [_named(peak, seed) for peak in (1e-2, 1e-3) for seed in (0, 1)]
+
+
+def failing() -> list[Run]:
+    """The first run's corpus is smaller than a window; the second is sound."""
+    first, second = _named(1e-2, 0), _named(1e-3, 0)
+    data = dataclasses.replace(first.data, source="synthetic:markov?symbols=8&tokens=30&seed=1")
+    return [dataclasses.replace(first, data=data), second]
+
+
+def measure(run: Run, folder: str) -> dict[str, float]:
+    """What the sweep writes into each row."""
+    return {"peak": run.schedule.peak}
+
+
+def verdict(rows: list[dict], folder: pathlib.Path) -> tuple[str, bool]:
+    """The sweep's last word."""
+    best = min(rows, key=lambda row: row["loss"])
+    return f"best: {best['peak']}", best["peak"] == 1e-2
+
+
+def _named(peak: float, seed: int) -> Run:
+    base = run()
+    return dataclasses.replace(
+        base,
+        name=f"lr{peak:g}/seed{seed}",
+        schedule=dataclasses.replace(base.schedule, peak=peak),
+        train=dataclasses.replace(base.train, seed=seed),
+        evals=dataclasses.replace(base.evals, sample_tokens=0),
+    )

@@ -1,0 +1,1 @@
+"""What finished runs add up to: scaling laws with intervals, their tables and figures."""

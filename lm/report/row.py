@@ -1,0 +1,112 @@
+"""What a finished run is to a table or a fit: one row of plain values, `row.json` in its folder."""
+
+import datetime
+import functools
+import os
+import pathlib
+import subprocess
+from typing import Any
+
+from lm.core import config, files
+from lm.report import conventions
+from lm.train import metrics
+from lm.train.ledger import Ledger
+from lm.train.loop import learning_rates
+
+NAME = "row.json"
+CONVENTION = "N = params_trunk + params_head, C = 6 N D"
+_DECAYED = 0.2  # A schedule whose last rate is below this share of its highest has decayed.
+_LAST_LOSSES = 10  # Logged training losses that are averaged.
+
+
+def write(workdir: str | os.PathLike, run: Any, corpus: Any, status: str, devices: int) -> None:
+    """Writes the row of a resolved run that has ended as `status`: "done", "diverged" or "failed"."""
+    files.write_json(files.path(workdir) / NAME, _row(workdir, run, corpus, status, devices))
+
+
+def read(workdir: str | os.PathLike) -> dict[str, Any] | None:
+    """The row of a run folder; None where the run has not ended."""
+    name = files.path(workdir) / NAME
+    return files.read_json(name) if name.exists() else None
+
+
+def add(workdir: str | os.PathLike, **figures: Any) -> None:
+    """Adds figures that were measured after the run, or puts them in place of its own."""
+    files.write_json(files.path(workdir) / NAME, (read(workdir) or {}) | figures)
+
+
+def _row(workdir: str | os.PathLike, run: Any, corpus: Any, status: str, devices: int) -> dict[str, Any]:
+    """N, D (tokens), C, loss (validation, nats a token), seed and group, and what they were counted from."""
+    train, spec, rates = run.train, run.model.spec(), learning_rates(run)
+    tokens = train.steps * train.batch_size * train.seq_len
+    sizes = conventions.counts(run.model, spec)
+    per_token = conventions.flops_per_token(run.model, spec, train.seq_len)
+    parameters = sizes["params_trunk"] + sizes["params_head"]
+    seconds = _seconds(Ledger(workdir).rows())
+    return {
+        "name": run.name or pathlib.Path(workdir).name,
+        "run": os.fspath(workdir),
+        "status": status,
+        "digest": config.digest(run),
+        "commit": _commit(),
+        "N": parameters,
+        "D": tokens,
+        "C": 6.0 * parameters * tokens,
+        "convention": CONVENTION,
+        **_losses(metrics.read(workdir)),
+        "seed": train.seed,
+        "data_seed": run.data.seed,
+        "group": os.path.dirname(run.name),
+        **sizes,
+        **{name: work * tokens for name, work in per_token.items()},
+        **{name: getattr(run.model, name, None) for name in ("layers", "width", "heads", "vocab_size")},
+        "seq_len": train.seq_len,
+        "steps": train.steps,
+        "batch_tokens": train.batch_size * train.seq_len,
+        "unique_tokens": min(tokens, corpus.splits["train"].tokens),
+        "validation_tokens": corpus.splits["validation"].tokens if "validation" in corpus.splits else 0,
+        "optimizer": type(run.optimizer).__name__,
+        "learning_rate": run.schedule.peak,
+        "weight_decay": run.optimizer.weight_decay,
+        "schedule": type(run.schedule).__name__,
+        "decayed": bool(rates[-1] <= _DECAYED * rates.max()),
+        "seconds": seconds,
+        "device_hours": seconds * devices / 3600,
+        "config": config.to_json(run),
+    }
+
+
+def _losses(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    def series(name):
+        return [row[name] for row in rows if row.get(name) is not None]
+
+    training, validation, bits = (series(name) for name in ("loss", "val_loss", "val_bits_per_byte"))
+    last = training[-_LAST_LOSSES:]
+    return {
+        "loss": validation[-1] if validation else None,
+        "train_loss": sum(last) / len(last) if last else None,
+        "bits_per_byte": bits[-1] if bits else None,
+    }
+
+
+def _seconds(events: list[dict[str, Any]]) -> float:
+    """From each start to the last thing known of it: a kill leaves no stop."""
+    spans: list[list[datetime.datetime]] = []
+    for event in events:
+        now = datetime.datetime.fromisoformat(event["time"])
+        if event["event"] == "start":
+            spans.append([now])
+        elif spans:
+            spans[-1].append(now)
+    return sum((span[-1] - span[0]).total_seconds() for span in spans)
+
+
+@functools.lru_cache(maxsize=1)
+def _commit() -> str | None:
+    """The commit of the checkout that `lm` is installed from; None where it is no checkout."""
+    command = ["git", "-C", os.fspath(pathlib.Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
