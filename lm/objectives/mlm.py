@@ -122,8 +122,8 @@ class MaskedLM:
     ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
         """{name: (sum over hidden tokens, their number, coefficient)}.
 
-        "masked_nll" is over those that are [MASK] alone. Of the others, half are what they seem: `loss` falls below the
-        entropy of single tokens by copying, this one only with the help of context.
+        "masked_nll", where some are not [MASK], is over those that are. Of the others, half are what they seem: `loss`
+        falls below the entropy of single tokens by copying, this one only with the help of context.
         """
         out = model.apply(params, batch, key=key)
         return self.terms(model, params, pick(out.hidden_BLD, batch), batch) | out.aux
@@ -138,6 +138,8 @@ class MaskedLM:
         )
         weight = weights.sum()
         terms = {"loss": (loss, weight, 1.0)} | {n: (sums[n], weight, 0.0) for n in ("nll", "accuracy")}
+        if self.mask_share == 1:
+            return terms
         return terms | {"masked_nll": (sums["subset_nll"], (weights * masked).sum(), 0.0)}
 
     def _number(self, tokens):

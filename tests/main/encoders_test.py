@@ -28,7 +28,7 @@ ELECTRA = Electra(
 )
 MASKED = {"loss", "accuracy", "masked_nll"}
 PAIRS = MASKED | {"pair_loss", "pair_accuracy"}
-DETECT = MASKED | {"detect_loss", "detect_accuracy", "detect_majority"}
+DETECT = {"loss", "accuracy", "detect_loss", "detect_accuracy", "detect_majority"}
 ROWS = {
     "mlm": (ENCODER, MaskedLM(unit="word", max_ngram=2), MASKED),
     "static": (ENCODER, MaskedLM(copies=2), MASKED),

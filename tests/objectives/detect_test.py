@@ -101,6 +101,7 @@ def test_the_detection_loss_reaches_the_discriminator_and_the_embeddings_but_not
 def test_the_loss_is_the_generators_plus_50_times_the_detectors(params):
     terms = OBJECTIVE.loss(MODEL, params, make_batch())
     assert {name: c for name, (_, _, c) in terms.items() if c} == {"loss": 1.0, "detect_loss": 50.0}
+    assert "masked_nll" not in terms  # All that is hidden is masked: it would be "nll".
     assert terms["loss"][1] == 23 and terms["detect_loss"][1] == 32 + 32 + 14 + 3
 
 
