@@ -148,14 +148,12 @@ def numbers(model: Encoder) -> Encoder:
     if model.shared_groups is None:
         free |= {"prefix": (), "pattern": model.stack.layers}
     mapped = None if model.shared_groups is None and model.embed_width == model.width else model.embed_width
-    scores = "tokens" in model.outputs
-    head = (model.head_activation or model.activation) if scores else None
+    head = (model.head_activation or model.activation) if "tokens" in model.outputs else None
     return dataclasses.replace(
         model,
         mlp_width=model.stack.block.mlp_width,
         embed_width=mapped,
         head_activation=head,
-        head_bias=model.head_bias or not scores,
         **free,
     )
 
@@ -167,8 +165,8 @@ def read(fields: Fields, architecture: str) -> Encoder:
     if kind == "distilbert":
         return _read_distilbert(fields, outputs)
     width, narrow = fields["hidden_size"], fields.get("embedding_size")
-    for name in ("is_decoder", "position_embedding_type"):
-        fields.expect(name, *{"is_decoder": (False,), "position_embedding_type": ("absolute", None)}[name])
+    fields.expect("is_decoder", False)
+    fields.expect("position_embedding_type", "absolute", None)
     offset = (fields.get("pad_token_id", 1) + 1) if kind == "roberta" else 0
     head_activation = "gelu" if kind in ("electra", "roberta") and "tokens" in outputs else None
     shared: dict[str, Any] = {}
@@ -193,7 +191,7 @@ def read(fields: Fields, architecture: str) -> Encoder:
         norm_eps=fields.get("layer_norm_eps", 1e-12),
         activation=fields.choice("hidden_act", ACTIVATIONS, "gelu_new" if kind == "albert" else "gelu"),
         head_activation=head_activation,
-        tied=fields.get("tie_word_embeddings", True),
+        tied=fields.get("tie_word_embeddings", True) or "tokens" not in outputs,
         embed_dropout=fields.get("hidden_dropout_prob", 0.1),
         residual_dropout=fields.get("hidden_dropout_prob", 0.1),
         attention_dropout=fields.get("attention_probs_dropout_prob", 0.1),

@@ -135,7 +135,7 @@ def read(fields: Fields, architecture: str) -> Headed:
     name, kind, form = _CLASSES[architecture]
     base = hf.architectures()[name].read(fields, name)
     if hasattr(base, "outputs"):
-        base = dataclasses.replace(base, outputs=())
+        base = dataclasses.replace(base, outputs=(), tied=True, head_bias=True, head_activation=None)
     labels, rate = _labels(fields), fields.first(*form.dropout, default=form.rate) if form.dropout else 0.0
     if kind == "span" and len(labels) != 2:
         raise UsageError(f"{architecture} scores starts and ends, and its config has {len(labels)} labels")

@@ -104,6 +104,11 @@ class Encoder:
             )
         for name in self.outputs:
             check_choice("outputs", name, OUTPUTS)
+        if "tokens" not in self.outputs and (not self.tied or not self.head_bias or self.head_activation is not None):
+            raise UsageError(
+                f"tied={self.tied}, head_bias={self.head_bias} and head_activation={self.head_activation!r} have no "
+                f"effect with outputs={self.outputs}: add 'tokens' or leave them out"
+            )
         if not 0 <= self.embed_dropout < 1:
             raise UsageError(f"embed_dropout={self.embed_dropout} must be at least 0 and below 1")
         if self.valid_vocab_size is not None and not 0 < self.valid_vocab_size <= (self.vocab_size or 0):

@@ -54,7 +54,7 @@ ROWS = {
     "bert": ("BertForMaskedLM", BERT),
     "bert_odd": ("BertForMaskedLM", BERT | {"hidden_act": "relu", "type_vocab_size": 3, "tie_word_embeddings": False}),
     "bert_pretraining": ("BertForPreTraining", BERT),
-    "bert_next_sentence": ("BertForNextSentencePrediction", BERT),
+    "bert_next_sentence": ("BertForNextSentencePrediction", BERT | {"tie_word_embeddings": False}),
     "roberta": ("RobertaForMaskedLM", BERT | {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
     "distilbert": ("DistilBertForMaskedLM", DISTIL),
     "albert": ("AlbertForMaskedLM", ALBERT),

@@ -152,3 +152,9 @@ def test_settings_without_sense_or_effect_are_refused(settings, words):
 def test_a_base_that_scores_by_itself_is_refused():
     with pytest.raises(UsageError, match=r"set outputs=\(\)"):
         Headed(Encoder(**SIZES), TASKS["span"])
+
+
+@pytest.mark.parametrize("settings", [{"tied": False}, {"head_bias": False}, {"head_activation": "relu"}], ids=str)
+def test_settings_of_an_encoders_scores_without_the_scores_are_refused(settings):
+    with pytest.raises(UsageError, match="have no effect with outputs=\\('pair',\\)"):
+        Encoder(**SIZES, outputs=("pair",), **settings)
