@@ -211,16 +211,14 @@ def _drop_copies(folder: Any, aliases: dict[str, str], reader: safetensors.Reade
 
 
 def _settle_tie(model: Any, architecture: str, family: Any, reader: safetensors.Reader, names: dict[str, str]) -> Any:
-    """The model as its file has it: a head that is absent is the embedding, and one that differs is its own."""
-    if isinstance(model, Headed):
+    """The model as its file has it: tied as its config says, except that a head that differs is its own."""
+    if isinstance(model, Headed) or "tokens" not in getattr(model, "outputs", ("tokens",)):
         return model
     tied, untied = (dataclasses.replace(model, tied=tied) for tied in (True, False))
     heads = [entry.name for entry in family.tensors(untied, architecture) if entry.leaves[0][0] == "head/table"]
     tables = [entry.name for entry in family.tensors(tied, architecture) if entry.leaves[0][0] == "embed/table"]
-    if not heads:
+    if any(name not in names for name in (*heads, *tables)):
         return model
-    if any(head not in names for head in heads) or any(table not in names for table in tables):
-        return tied
     head, table = (reader.read(names[n]) for n in (*heads, *tables))
     if model.tied and np.array_equal(head, table):
         for name in heads:

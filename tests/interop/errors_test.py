@@ -57,6 +57,7 @@ def test_a_folder_of_our_own_is_read_without_torch(made):
     [
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM, which is not supported: .*LlamaForCausalLM"),
         ({"n_layer": 3}, "lacks the tensor transformer.h.2"),
+        ({"tie_word_embeddings": False}, "lacks the tensor lm_head.weight"),
         ({"n_layer": 1}, "has a tensor transformer.h.1"),
         ({"n_positions": 9}, "wpe.weight has shape .8, 16., and the config says .9, 16."),
         ({"attention_sinks": True}, "attention_sinks=True, which may change the numbers"),
