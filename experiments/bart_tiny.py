@@ -6,6 +6,7 @@ Hardware and time: 2 CPU cores, minutes.
 """
 
 import dataclasses
+from typing import Any
 
 from experiments import bart_base
 from lm.objectives.denoise import Denoise
@@ -13,25 +14,14 @@ from lm.train.optimizers import AdamW
 from lm.train.run import Evals, Run, Train
 from lm.train.schedules import Cosine
 
+SIZES: dict[str, Any] = {"layers": 4, "width": 128, "heads": 4, "mlp_width": 512, "dtype": "float32", "scan": False}
+SIZES |= {f"{name}_dropout": 0.0 for name in ("embed", "residual", "attention", "mlp")}
+
 
 def run() -> Run:
     """4 and 4 layers, 128 wide, rows of 128."""
-    model = dataclasses.replace(
-        bart_base.run().model,
-        layers=4,
-        width=128,
-        heads=4,
-        mlp_width=512,
-        max_len=128,
-        embed_dropout=0.0,
-        residual_dropout=0.0,
-        attention_dropout=0.0,
-        mlp_dropout=0.0,
-        dtype="float32",
-        scan=False,
-    )
     return Run(
-        model=model,
+        model=dataclasses.replace(bart_base.run().model, **SIZES, max_len=128),
         objective=Denoise(),
         optimizer=AdamW(weight_decay=0.01, clip_norm=1.0),
         schedule=Cosine(peak=1e-3, final=1e-4, warmup_steps=100),
