@@ -86,6 +86,11 @@ def _drop_torn_line(f: BinaryIO) -> None:
         f.truncate(start + tail.rfind(b"\n") + 1)
 
 
+def find(folder: str | os.PathLike, name: str) -> list[epath.Path]:
+    """Every file of that name in the folder and below it, sorted by path."""
+    return sorted(root / name for root, _, names in path(folder).walk() if name in names)
+
+
 def read_jsonl(name: str | os.PathLike) -> list[Any]:
     """The rows of a JSON-lines file; a torn last line (a killed writer) is left out."""
     rows = []

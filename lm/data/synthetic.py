@@ -7,6 +7,7 @@ import typing
 import urllib.parse
 
 import numpy as np
+from scipy import special
 
 from lm.core.errors import UsageError, unknown
 
@@ -17,7 +18,9 @@ _FLOOR = 0.01  # This part of every row is uniform, so that no probability is ze
 class Markov:
     """A stationary Markov chain whose rows are drawn from a symmetric Dirichlet distribution.
 
-    Symbol i is the i-th character of an ascending alphabet, so that kind `char` gives it the id i.
+    With `decay` its rows are instead the softmax of a matrix whose k-th term, of rank one, is k^-decay times random
+    normal vectors: a model of rank r learns the first r, and its loss falls as a power of r. Symbol i is the i-th
+    character of an ascending alphabet, so that kind `char` gives it the id i.
     """
 
     symbols: int = 64
@@ -25,9 +28,11 @@ class Markov:
     seed: int = 0
     tokens: int = 2_000_000
     concentration: float = 0.2
+    decay: float = 0.0
 
     def __post_init__(self):
-        if not (2 <= self.symbols <= 20_000 and self.order >= 1 and self.tokens >= 1 and self.concentration > 0):
+        positive = self.order >= 1 and self.tokens >= 1 and self.concentration > 0
+        if not (2 <= self.symbols <= 20_000 and positive and self.decay >= 0):
             raise UsageError(f"synthetic:markov needs 2 to 20,000 symbols and positive settings, got {self}")
         if self.symbols ** (self.order + 1) > 1 << 22:
             raise UsageError(
@@ -38,6 +43,10 @@ class Markov:
     def transition(self) -> np.ndarray:
         """[contexts, symbols] float64; a context is its `order` symbols as digits, the oldest first."""
         rng = np.random.default_rng([self.seed, 0])
+        if self.decay:
+            scales = np.arange(1, self.symbols + 1) ** -self.decay
+            left, right = (rng.standard_normal((n, self.symbols)) for n in (self.symbols**self.order, self.symbols))
+            return special.softmax(left * scales @ right.T, axis=1)
         rows = rng.dirichlet(np.full(self.symbols, self.concentration), self.symbols**self.order)
         return (1 - _FLOOR) * rows + _FLOOR / self.symbols
 

@@ -62,12 +62,13 @@ def main(values: flags.FlagValues) -> int:
     if value(values, "worker"):
         return workers.work(sweep)
     names = _chosen(list(sweep.runs), value(values, "only"))
-    missing = [name for name in names if not _ended(sweep, name)]
+    ended = [name for name in sweep.runs if _ended(sweep, name)]
+    missing = [name for name in names if name not in ended]
     if value(values, "launcher") != "local":
         return _launch(values, sweep, missing)
     settings = [f"--{name}={item}" for name in ("corpus", "set") for item in _listed(value(values, name))]
-    code = workers.run(sweep, missing, settings, value(values, "parallel"), value(values, "retries"))
-    if code or len(names) < len(sweep.runs):
+    code = workers.run(sweep, missing, ended, settings, value(values, "parallel"), value(values, "retries"))
+    if code or not all(_ended(sweep, name) for name in sweep.runs):
         return code
     return _conclude(sweep)
 
@@ -80,9 +81,10 @@ def load(experiment: str, workdir: str, assignments: list[str], corpus: str | No
     function = load_experiment(experiment)
     runs = function()
 
-    from lm.core import config
+    from lm.core import config, files
     from lm.main import corpora
     from lm.main.train import with_corpus
+    from lm.report.arms import ORDER
     from lm.train import folder
     from lm.train.run import Run, resolve
 
@@ -104,6 +106,8 @@ def load(experiment: str, workdir: str, assignments: list[str], corpus: str | No
                 "take another --workdir, or move the folder away"
             )
         sweep.runs[run.name] = run
+    order = {"experiment": experiment, "runs": list(sweep.runs)}
+    files.write_json(files.path(workdir) / ORDER, order)
     return sweep
 
 

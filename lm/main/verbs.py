@@ -18,6 +18,7 @@ INTERRUPTED = 130  # As shells number a process that Ctrl-C ended.
 VERBS = {
     "train": "train an experiment; the same command continues it",
     "sweep": "train every run of a sweep; the same command runs what is missing",
+    "report": "the table and the curves of a sweep's arms",
     "tokenizer": "train a tokenizer on a source of text",
     "corpus": "tokenise a source into a corpus folder, or verify one",
     "evaluate": "loss, perplexity and bits per byte of a checkpoint",

@@ -17,18 +17,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lm.main.verbs import DONE, FAILED, RESTART, SUSPICIOUS_RESULT
+from lm.core.errors import UsageError
+from lm.main.verbs import DONE, FAILED, RESTART, SUSPICIOUS_RESULT, USAGE
 
 ENDED = (DONE, SUSPICIOUS_RESULT)
 LOG = "log.txt"
 
 
-def run(sweep: Any, names: list[str], settings: list[str], parallel: int, retries: int) -> int:
-    """Trains the named runs, up to `parallel` at once, with a live table; returns the exit code.
+def run(sweep: Any, names: list[str], ended: list[str], settings: list[str], parallel: int, retries: int) -> int:
+    """Trains the named runs, up to `parallel` at once, with a live table of them and of those that have ended.
 
-    FAILED where a run failed in all its tries, RESTART where the sweep was told to stop: all that ran has saved.
+    Returns FAILED where a run failed in all its tries, RESTART where the sweep was told to stop, and all has saved.
     """
-    board = _Board(sweep, names, retries)
+    board = _Board(sweep, names, ended, retries)
     count = min(parallel, len(names))
     workers = [_Worker(sweep, settings, i, count, board) for i in range(count)]
     with _stopping(board, workers), board.shown():
@@ -43,9 +44,9 @@ def run(sweep: Any, names: list[str], settings: list[str], parallel: int, retrie
 class _Board:
     """Which runs wait, run, and have ended; shared by the threads that each feed one worker."""
 
-    def __init__(self, sweep: Any, names: list[str], retries: int):
+    def __init__(self, sweep: Any, names: list[str], ended: list[str], retries: int):
         self._sweep, self._retries = sweep, retries
-        self._states = {name: "waiting" if name in names else "done" for name in sweep.runs}
+        self._states = dict.fromkeys(ended, "done") | dict.fromkeys(names, "waiting")
         self._tries = dict.fromkeys(names, 0)
         self._why: dict[str, str] = {}
         self._programs = {name: _program(sweep.runs[name]) for name in names}
@@ -73,7 +74,7 @@ class _Board:
 
     def end(self, name: str, code: int) -> None:
         with self._lock:
-            again = code not in ENDED and not self.stopping and self._tries[name] <= self._retries
+            again = code not in (*ENDED, USAGE) and not self.stopping and self._tries[name] <= self._retries
             states = {DONE: "done", SUSPICIOUS_RESULT: "diverged", RESTART: "stopped"}
             self._states[name] = "waiting" if again else states.get(code, "failed")
             if not self._console.is_terminal:
@@ -88,7 +89,7 @@ class _Board:
             self._console.print(f"{name} failed: {why}")
         done = sum(state in ("done", "diverged") for state in states)
         diverged = f", {states.count('diverged')} of them diverged" if "diverged" in states else ""
-        self._console.print(f"{done} of {len(states)} runs have ended{diverged}: {self._sweep.workdir}")
+        self._console.print(f"{done} of {len(self._sweep.runs)} runs have ended{diverged}: {self._sweep.workdir}")
         if failed:
             return FAILED
         return RESTART if done < len(states) else DONE
@@ -215,6 +216,9 @@ def _train(sweep: Any, name: str) -> int:
             measure = sweep.beside("measure")
             if code == DONE and measure is not None:
                 row.add(folder, **measure(sweep.runs[name], folder))
+        except UsageError as error:  # A further try would end in the same.
+            print(error, file=sys.stderr)
+            code = USAGE
         except Exception:
             traceback.print_exc()
             code = FAILED
