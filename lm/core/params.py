@@ -53,7 +53,8 @@ class Param:
     contracts, so that fan-in and fan-out never have to be guessed from the rank. `role` decides decay,
     learning-rate groups and multipliers; what is not `trainable`, no optimizer touches. `passes` is how many
     times a token's forward pass multiplies by it: below 1 for a stack of experts of which a token meets a few, above
-    for a layer that is run again.
+    for a layer that is run again. `rate`, `decay` and `eps` multiply an optimizer's learning rate, weight decay and
+    epsilon, see lm.core.parametrization.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,9 @@ class Param:
     trainable: bool = True
     dtype: str = "float32"
     passes: float = 1.0
+    rate: float = 1.0
+    decay: float = 1.0
+    eps: float = 1.0
 
     def __post_init__(self):
         check_choice("role", self.role, ROLES)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lm.core.errors import UsageError, check_choice, check_given, check_positive
+from lm.core.parametrization import Ratios
 from lm.core.params import Normal
 from lm.layers import cache as caches
 from lm.layers.activations import ACTIVATIONS
@@ -91,7 +92,8 @@ class Block:
     Cohere) or two (GPT-NeoX). `qk_norm`: over each "head" (Qwen 3) or the whole "projection" (OLMo 2), before
     rotation. `init`: "gpt2" is N(0, init_std), for projections onto the residual stream over sqrt(2 * layers);
     "normal" leaves that out (Llama, BERT); "fan_in" draws kernels from N(0, 1 / fan-in) (PaLM); "t5" too, and
-    queries smaller by sqrt(head_dim), because T5 does not scale their scores.
+    queries smaller by sqrt(head_dim), because T5 does not scale their scores. Initial values and `attention_scale` are
+    those of the base that `ratios` are over.
     """
 
     layers: int
@@ -124,6 +126,7 @@ class Block:
     mlp_dropout: float = 0.0
     init: str = "gpt2"
     init_std: float = 0.02
+    ratios: Ratios = Ratios()
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -146,10 +149,10 @@ class Block:
         shape = (self.width, self.heads, self.kv_heads, self.head_dim)
         attend = attention_spec(*shape, self.attention_bias, inputs, self._out_init(heads_width))
         if self.init == "t5":
-            queries = Normal((self.width * self.head_dim) ** -0.5)
+            queries = Normal((self.base_width * self.head_dim / self.ratios.head_dim) ** -0.5)
             heads = {"heads": self.heads, "head_dim": self.head_dim}
             attend["q"] = linear_spec({"embed": self.width}, heads, queries, self.attention_bias)
-        buckets = {} if self.buckets is None else {"buckets": self.buckets.spec(self.heads, self.width)}
+        buckets = {} if self.buckets is None else {"buckets": self.buckets.spec(self.heads, self.base_width)}
         spec = {"attention": attend | self._qk_norm_spec() | buckets, "mlp": self._mlp_spec(layer.experts)}
         if self.memory:
             spec["memory"] = attend
@@ -193,7 +196,7 @@ class Block:
         else:
             z, sums = experts(layer.experts, p["mlp"], h, self.activation, context.real_BL)
         z = self._drop(z, fold(key, 5))
-        x = self._leave(p, "mlp", x, z) if self.block == "serial" else x + y + z
+        x = self._leave(p, "mlp", x, z) if self.block == "serial" else x + self._branch(y) + self._branch(z)
         return constrain(x, "batch", "length", "act_embed"), cache, sums
 
     def remember(self, p: dict[str, Any], memory_BSD: jax.Array) -> dict[str, jax.Array]:
@@ -206,9 +209,14 @@ class Block:
         assert self.rope_base is not None
         return (self.rope_base, self.rope_scaling) if layer.rope_base is None else (layer.rope_base, layer.rope_scaling)
 
+    @property
+    def base_width(self) -> float:
+        """The width that `ratios` are over."""
+        return self.width / self.ratios.width
+
     def kernel_init(self, fan_in: int) -> Normal:
-        """How a kernel with that many inputs is drawn."""
-        return Normal(fan_in**-0.5 if self.init in ("fan_in", "t5") else self.init_std)
+        """How a kernel is drawn at the base, where this one has that many inputs."""
+        return Normal((fan_in / self.ratios.width) ** -0.5 if self.init in ("fan_in", "t5") else self.init_std)
 
     def norm_spec(self, axes: dict[str, int]) -> dict[str, Any]:
         """The parameters of a norm over `axes`."""
@@ -218,7 +226,7 @@ class Block:
         return norm(p, x, self.norm, self.norm_eps, self.norm_offset)
 
     def _out_init(self, fan_in: int) -> Normal:
-        scaled = Normal(self.init_std / math.sqrt(2 * self.layers))
+        scaled = Normal(self.init_std / math.sqrt(2 * self.layers / self.ratios.layers))
         return scaled if self.init == "gpt2" else self.kernel_init(fan_in)
 
     def _mlp_spec(self, routed: Experts | None) -> dict[str, Any]:
@@ -254,7 +262,12 @@ class Block:
     def _leave(self, p, sublayer, x, y):
         if self.norm_place in ("sandwich", "output"):
             y = self.normalize(p[f"{sublayer}_out_norm"], y)
+        y = self._branch(y)
         return self.normalize(p[f"{sublayer}_norm"], x + y) if self.norm_place == "post" else x + y
+
+    def _branch(self, y):
+        multiplier = self.ratios.forward("branch")
+        return y if multiplier == 1 else y * multiplier
 
     def _attention(self, p, x_BLD, layer, context, key, cache):
         q_BLHC, k_BLKC, v_BLKC = (linear(p[name], x_BLD) for name in ("q", "k", "v"))
@@ -284,7 +297,8 @@ class Block:
         return linear(p["o"], o_BLHC, contracted=2), None if cache is None else cache | {"memory": kept}
 
     def _form(self, causal, window, scale):
-        return Form(causal, window, scale or self.attention_scale, self.attention_soft_cap, self.attention_dropout)
+        scale = self.ratios.attention(scale or self.attention_scale, self.head_dim)
+        return Form(causal, window, scale, self.attention_soft_cap, self.attention_dropout)
 
     def _drop(self, x, key):
         return dropout(x, self.residual_dropout, key)

@@ -30,7 +30,7 @@ class Buckets:
                 "and longest more than half of it"
             )
 
-    def spec(self, heads: int, width: int) -> dict[str, Param]:
+    def spec(self, heads: int, width: float) -> dict[str, Param]:
         """{"table": [buckets, H]}, drawn from N(0, 1 / width)."""
         shape, axes = (self.count, heads), ("positions", "heads")
         return {"table": Param(shape, axes, Normal(width**-0.5), inputs=("positions",), role="embedding")}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.core.errors import UsageError, check_choice, check_given, check_positive, unknown
+from lm.core.parametrization import Ratios, ratios_of
 from lm.core.params import Normal
 from lm.layers import cache as caches
 from lm.layers.block import Block, Context, Layer
@@ -29,7 +30,9 @@ class Decoder:
 
     `prefix` are the first layers, the rest repeat `pattern` (Gemma's is five windows and one full), which may be cut
     short at the end. What the layers share is explained at lm.layers.block.Block. `init_std` is with init="fan_in"
-    the embeddings' alone. `valid_vocab_size`: logits from there on stand for no token and are masked.
+    the embeddings' alone. `valid_vocab_size`: logits from there on stand for no token and are masked. With another
+    `parametrization` than "sp" all settings are those of the base, see lm.core.parametrization.ratios_of; its tunable
+    multipliers of input and output are `embed_scale` and `logit_scale`.
     """
 
     layers: int = 12
@@ -71,6 +74,11 @@ class Decoder:
     mlp_dropout: float = 0.0
     init: str = "gpt2"
     init_std: float = 0.02
+    parametrization: str = "sp"
+    base_width: int | None = None
+    base_layers: int | None = None
+    base_head_dim: int | None = None
+    decay_keeps: str = "product"
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
@@ -125,6 +133,11 @@ class Decoder:
         }
         return Stack(Block(**own | sizes), groups(self.layers, self.pattern, self.prefix), self.remat, self.scan)
 
+    @property
+    def ratios(self) -> Ratios:
+        """Its sizes over those of the base, by which it is parametrized."""
+        return ratios_of(self, self.head_dim or self.width // self.heads)
+
     def spec(self) -> dict[str, Any]:
         """A tree of Param; each group's layers are stacked along a leading "layers" axis."""
         if self.vocab_size is None:
@@ -139,7 +152,7 @@ class Decoder:
         if not self.tied:
             head = embed_spec(self.vocab_size, self.width, self.stack.block.kernel_init(self.width))["table"]
             spec["head"] = {"table": dataclasses.replace(head, inputs=("embed",), role="head")}
-        return spec
+        return self.ratios.apply(spec)
 
     def apply(
         self,
@@ -195,7 +208,7 @@ class Decoder:
 
     def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
         """[..., V] in float32 for any hidden states [..., D]; logits that stand for no token are masked."""
-        logits = unembed(head, x) * self.logit_scale
+        logits = unembed(head, x) * (self.logit_scale * self.ratios.forward("head"))
         if self.logit_soft_cap is not None:
             logits = soft_cap(logits, self.logit_soft_cap)
         return mask_padding(logits, self.valid_vocab_size)

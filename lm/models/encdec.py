@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lm.core import tree
 from lm.core.errors import UsageError, check_choice, check_given, check_positive, unknown
+from lm.core.parametrization import Ratios, ratios_of
 from lm.core.params import Constant, Normal, Param
 from lm.layers import cache as caches
 from lm.layers.block import Block, Context, Layer
@@ -36,7 +37,9 @@ class EncDec:
     to the scores of self-attention (T5). `head_bias` is added to the logits and never trained (BART's and Marian's).
     `embed_dropout` is also that of what a final norm leaves, on both sides. What the layers share is explained at
     lm.layers.block.Block. `init_std` is with init="fan_in" and "t5" the embeddings' alone. `valid_vocab_size`: logits
-    from there on stand for no token and are masked.
+    from there on stand for no token and are masked. With another `parametrization` than "sp" all settings are those of
+    the base, see lm.core.parametrization.ratios_of; its tunable multipliers of input and output are `embed_scale` and
+    `logit_scale`.
     """
 
     layers: int = 6
@@ -76,6 +79,11 @@ class EncDec:
     mlp_dropout: float = 0.0
     init: str = "normal"
     init_std: float = 0.02
+    parametrization: str = "sp"
+    base_width: int | None = None
+    base_layers: int | None = None
+    base_head_dim: int | None = None
+    decay_keeps: str = "product"
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
@@ -105,6 +113,11 @@ class EncDec:
             raise UsageError(f"embed_dropout={self.embed_dropout} must be at least 0 and below 1")
         if self.valid_vocab_size is not None and not 0 < self.valid_vocab_size <= (self.vocab_size or 0):
             raise UsageError(f"valid_vocab_size={self.valid_vocab_size} is not within vocab_size={self.vocab_size}")
+        if self.parametrization == "completep" and self.decoder_layers not in (None, self.layers):
+            raise UsageError(
+                f"parametrization='completep' has one depth: decoder_layers={self.decoder_layers} must be "
+                f"layers={self.layers}"
+            )
         _ = self.encoder_stack, self.decoder_stack
 
     offers = ("source",)  # What an objective may need of it.
@@ -125,6 +138,11 @@ class EncDec:
         heads, mlp_width = self.decoder_heads or self.heads, self.decoder_mlp_width or self.mlp_width
         return self._stack(self.decoder_layers or self.layers, heads, mlp_width, decoder=True)
 
+    @property
+    def ratios(self) -> Ratios:
+        """Its sizes over those of the base, by which it is parametrized."""
+        return ratios_of(self, self.head_dim or self.width // self.heads)
+
     def spec(self) -> dict[str, Any]:
         """{"embed", "encoder", "decoder"}, "source_embed" and "head" where they are apart; layers are stacked."""
         if self.vocab_size is None:
@@ -143,7 +161,7 @@ class EncDec:
             head["table"] = dataclasses.replace(table, inputs=("embed",), role="head")
         if self.head_bias:
             head["bias"] = Param((self.vocab_size,), ("vocab",), Constant(), role="vector", trainable=False)
-        return spec | ({"head": head} if head else {})
+        return self.ratios.apply(spec | ({"head": head} if head else {}))
 
     def apply(
         self,
@@ -256,7 +274,7 @@ class EncDec:
 
     def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
         """[..., V] in float32 for any hidden states [..., D]; logits that stand for no token are masked."""
-        logits = unembed(head, x) * self.logit_scale
+        logits = unembed(head, x) * (self.logit_scale * self.ratios.forward("head"))
         if self.head_bias:
             logits = logits + jax.lax.stop_gradient(head["bias"]).reshape((1,) * (logits.ndim - 1) + (-1,))
         return mask_padding(logits, self.valid_vocab_size)
@@ -271,6 +289,7 @@ class EncDec:
             "head_dim": self.head_dim or self.width // heads,
             "mlp_width": mlp_width or 4 * self.width,
             "buckets": self.buckets if self.buckets is not None and self.buckets.each_layer else None,
+            "ratios": self.ratios,
         }
         block = Block(**own | sizes, causal=decoder, memory=decoder)
         return Stack(block, groups(layers, (Layer(),)), self.remat, self.scan)
@@ -281,7 +300,7 @@ class EncDec:
             rows = self.max_len + self.position_offset
             spec["positions"] = embed_spec(rows, self.width, Normal(self.init_std), axis="positions")
         if self.buckets is not None and not self.buckets.each_layer:
-            spec["buckets"] = self.buckets.spec(block.heads, self.width)
+            spec["buckets"] = self.buckets.spec(block.heads, block.base_width)
         if self.embed_norm:
             spec["embed_norm"] = block.norm_spec({"norm": self.width})
         if self.norm_place != "post":

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.core.errors import UsageError, check_choice, check_given, check_positive, unknown
+from lm.core.parametrization import Ratios, ratios_of
 from lm.core.params import Constant, Normal, Param
 from lm.layers.activations import activation
 from lm.layers.block import Block, Context, Layer
@@ -36,7 +37,8 @@ class Encoder:
     the table come before that of the first token (RoBERTa has 2). `outputs`: "tokens" scores the vocabulary, from a
     dense layer, with a bias where `head_bias`, with norm and the embedding table (BERT, 1810.04805); "pair" two classes
     from the pooled first token; "detect" one number a token (ELECTRA, 2003.10555). What the layers share is explained
-    at lm.layers.block.Block.
+    at lm.layers.block.Block. With another `parametrization` than "sp" all settings are those of the base, see
+    lm.core.parametrization.ratios_of.
     """
 
     layers: int = 12
@@ -72,6 +74,11 @@ class Encoder:
     mlp_dropout: float = 0.0
     init: str = "normal"
     init_std: float = 0.02
+    parametrization: str = "sp"
+    base_width: int | None = None
+    base_layers: int | None = None
+    base_head_dim: int | None = None
+    decay_keeps: str = "product"
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
@@ -102,6 +109,10 @@ class Encoder:
             raise UsageError(
                 f"shared_groups={self.shared_groups} needs at most layers={self.layers} and no prefix of other layers"
             )
+        if self.parametrization != "sp" and self.embed_width is not None:
+            raise UsageError(f"embed_width={self.embed_width}, a second width, goes with parametrization='sp' alone")
+        if self.parametrization == "completep" and self.shared_groups is not None:
+            raise UsageError("parametrization='completep' is for layers of their own: leave shared_groups out")
         for name in self.outputs:
             check_choice("outputs", name, OUTPUTS)
         if "tokens" not in self.outputs and (not self.tied or not self.head_bias or self.head_activation is not None):
@@ -145,6 +156,11 @@ class Encoder:
             parts = tuple(Group(self.pattern, chosen.count(g), shared=True) for g in range(self.shared_groups))
         return Stack(block, parts, self.remat, self.scan)
 
+    @property
+    def ratios(self) -> Ratios:
+        """Its sizes over those of the base, by which it is parametrized."""
+        return ratios_of(self, self.width // self.heads)
+
     def spec(self) -> dict[str, Any]:
         """A tree of Param."""
         if self.vocab_size is None:
@@ -180,7 +196,7 @@ class Encoder:
                 "dense": linear_spec({"embed": self.width}, {"embed_out": self.width}, init, True),
                 "out": linear_spec({"embed": self.width}, {"classes": 1}, init, True),
             }
-        return spec
+        return self.ratios.apply(spec)
 
     def apply(
         self,
@@ -246,7 +262,10 @@ class Encoder:
         y = activation(self.head_activation or self.activation, linear(head["dense"], x))
         y = self.stack.block.normalize(head["norm"], y)
         bias = head["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
-        return mask_padding(unembed({"table": head["table"]}, y) + bias, self.valid_vocab_size)
+        logits = unembed({"table": head["table"]}, y)
+        multiplier = self.ratios.forward("head")
+        logits = logits if multiplier == 1 else logits * multiplier
+        return mask_padding(logits + bias, self.valid_vocab_size)
 
     def pair_logits(self, params: dict[str, Any], x_BLD: jax.Array) -> jax.Array:
         """[B, 2] in float32 from the first token; class 0 is "belongs together"."""

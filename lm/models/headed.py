@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.core.errors import UsageError
+from lm.core.parametrization import Ratios
 from lm.core.params import Normal
 from lm.layers.dropout import fold
 from lm.layers.heads import TaskHead
@@ -49,10 +50,15 @@ class Headed:
     def width(self) -> int:
         return self.base.width
 
+    @property
+    def ratios(self) -> Ratios:
+        """Its sizes over those of the base that it was tuned at, where it has one."""
+        return getattr(self.base, "ratios", Ratios())
+
     def spec(self) -> dict[str, Any]:
         """The base's tree without "head", and "task"."""
         base = {name: part for name, part in self.base.spec().items() if name != "head"}
-        return base | {"task": self.task.spec(self.base.width, Normal(self.base.init_std))}
+        return base | self.ratios.apply({"task": self.task.spec(self.base.width, Normal(self.base.init_std))})
 
     def apply(
         self,

@@ -76,7 +76,8 @@ class AdamW:
     @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
-        return _assemble(self, spec, optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.moment_dtype))
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.moment_dtype)
+        return _assemble(self, spec, _with_own_eps(spec, adam))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +96,17 @@ class SGD:
     @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
+        _check_unscaled(self, spec)
         return _assemble(self, spec, optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity())
 
 
 @dataclasses.dataclass(frozen=True)
 class Lion:
-    """The sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, program 1)."""
+    """The sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, program 1).
+
+    Learning rates and decay carry over between widths as Adam's do, as those of any update of single entries of a size
+    that gradients do not set (Yang and Littwin 2023, 2308.01814); it has no epsilon.
+    """
 
     b1: float = 0.9
     b2: float = 0.99
@@ -141,6 +147,7 @@ class Adafactor:
     @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
+        _check_unscaled(self, spec)
         core = optax.chain(
             optax.scale_by_factored_rms(factored=self.factored, decay_rate=self.decay_rate),
             optax.clip_by_block_rms(self.update_clip),
@@ -170,6 +177,7 @@ class Lamb:
     @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
+        _check_unscaled(self, spec)
         return _assemble(self, spec, optax.scale_by_adam(self.b1, self.b2, self.eps), _as_long_as_weights(spec))
 
 
@@ -196,6 +204,7 @@ class Muon:
     @_of_trained
     def build(self, spec: Any) -> optax.GradientTransformation:
         """The transformation for parameters of this spec."""
+        _check_unscaled(self, spec)
         labels = params.map_spec(lambda p: "muon" if p.role == "matrix" else "adam", spec)
         matrices = params.map_spec(lambda p: _muon_sides(p) if p.role == "matrix" else optax.MaskedNode(), spec)
         scales = params.map_spec(lambda p: _muon_scale(p) if p.role == "matrix" else 1.0, spec)
@@ -216,20 +225,29 @@ def _check(optimizer: Any, **decays: float) -> None:
         check_positive(**{"optimizer.clip_norm": optimizer.clip_norm})
 
 
+def _check_unscaled(optimizer: Any, spec: Any) -> None:
+    if any((p.rate, p.decay, p.eps) != (1, 1, 1) for p in tree.flatten(spec).values()):
+        raise UsageError(
+            f"optimizer={type(optimizer).__name__} has no multipliers for a model's parametrization: "
+            "use AdamW or Lion, or model.parametrization=sp"
+        )
+
+
 def _assemble(
     config: Any, spec: Any, core: optax.GradientTransformation, last: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformation:
-    """Clipping, the core, decoupled decay by role, `last`, and the groups' multipliers, in that order."""
+    """Clipping, the core, decoupled decay by role, `last`, and the multipliers of spec and groups, in that order."""
     flat = tree.flatten(spec)
     decay = {path: config.weight_decay if p.role in DECAYED_ROLES else 0.0 for path, p in flat.items()}
-    rate = dict.fromkeys(flat, 1.0)
+    rate = {path: p.rate for path, p in flat.items()}
     for group in config.groups:
         selected = [path for path, p in flat.items() if group.selects(path, p)]
         if not selected:
             raise UsageError(f"optimizer group {group.match!r} selects no parameter; paths are {', '.join(flat)}")
         for path in selected:
-            rate[path] = group.learning_rate
+            rate[path] *= group.learning_rate
             decay[path] = decay[path] if group.weight_decay is None else group.weight_decay
+    decay = {path: coefficient * flat[path].decay for path, coefficient in decay.items()}
     return optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         core,
@@ -244,6 +262,16 @@ def _decayed(coefficients: Any) -> optax.GradientTransformation:
         return jax.tree.map(lambda c, u, w: u + c * w if c else u, coefficients, updates, weights)
 
     return optax.stateless(add)
+
+
+def _with_own_eps(spec: Any, adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`adam` with its epsilon times each parameter's: the same step as of a gradient divided by that."""
+    scaled = _scaled(params.map_spec(lambda p: 1 / p.eps, spec))
+
+    def update(updates, state, weights):
+        return adam.update(scaled.update(updates, optax.EmptyState(), weights)[0], state, weights)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def _as_long_as_weights(spec: Any) -> optax.GradientTransformation:
