@@ -109,7 +109,8 @@ class NNLM:
 
     def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
         """[..., V] in float32 for any hidden states; logits that stand for no token are masked."""
-        return mask_padding(project(x, head["table"], axis=1) + head["bias"], self.valid_vocab_size)
+        bias = head["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+        return mask_padding(project(x, head["table"], axis=1) + bias, self.valid_vocab_size)
 
     def _before(self, x_BLD: jax.Array, documents_BL: jax.Array | None, distance: int) -> jax.Array:
         """Each place's embedding `distance` tokens earlier in its document, zero where there is none."""
