@@ -2,7 +2,7 @@
 
 lm sweep --experiment=ablate_positions --workdir=runs/abl
 lm sweep --experiment=scaling_markov --workdir=runs/lad --parallel=2
-lm sweep --experiment=scaling_markov --workdir=runs/lad --launcher=slurm    (or commands: one a line, for others)
+lm sweep --experiment=scaling_markov --workdir=runs/lad --launcher=slurm    (or commands: one a line; none: their plan)
 
 Each run has a folder of its own under --workdir, by its name, with a row.json when it has ended. A run that is done is
 known by the digest of its settings and not trained again; one that was cut off goes on from its last checkpoint.
@@ -20,7 +20,7 @@ from absl import flags
 from lm.core.errors import UsageError, unknown
 from lm.main.flags import define_experiment, load_experiment, override, required, value
 
-LAUNCHERS = ("local", "commands", "slurm")
+LAUNCHERS = ("local", "commands", "slurm", "none")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -31,7 +31,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("parallel", 1, "runs at once on this host", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("retries", 1, "further tries of a run that fails", lower_bound=0, flag_values=values)
     flags.DEFINE_multi_string("only", [], "names of runs, or patterns such as rotary/*", flag_values=values)
-    flags.DEFINE_enum("launcher", "local", LAUNCHERS, "who starts the runs", flag_values=values)
+    flags.DEFINE_enum("launcher", "local", LAUNCHERS, "who starts the runs; none prints their plan", flag_values=values)
     flags.DEFINE_string("worker", None, "I/N: used by `lm sweep` itself", flag_values=values)
 
 
@@ -59,6 +59,8 @@ def main(values: flags.FlagValues) -> int:
 
     from lm.main import workers
 
+    if value(values, "launcher") == "none":
+        return _print_plan(sweep)
     if value(values, "worker"):
         return workers.work(sweep)
     names = _chosen(list(sweep.runs), value(values, "only"))
@@ -138,6 +140,21 @@ def _ended(sweep: Sweep, name: str) -> bool:
 
     found = row.read(sweep.folder(name))
     return found is not None and found.get("status") in ("done", "diverged")
+
+
+def _print_plan(sweep: Sweep) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lm.report import ladder
+
+    rows = ladder.plan(sweep.runs.values())
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*(v if isinstance(v, str) else f"{v:.4g}" for v in (row.get(c, "") for c in columns)))
+    Console(width=max(100, 16 * len(columns))).print(table)
+    return 0
 
 
 def _launch(values: flags.FlagValues, sweep: Sweep, missing: list[str]) -> int:

@@ -1,0 +1,42 @@
+"""Which norm, and where: layer norm or RMS norm, before the sublayers, after the sum, on both sides, on their output.
+
+Claim: before, on both sides and on the output lie within a hundredth of a nat of each other at this size, and a norm
+after the sum (the original Transformer) wants a lower rate.
+Command: lm sweep --experiment=ablate_norm --workdir=runs/norm --parallel=2 && lm report --workdir=runs/norm
+Hardware and time: 2 CPU cores, 30 minutes; `:small` 4 minutes, one rate and two seeds.
+"""
+
+import dataclasses
+
+from experiments import ablate_positions
+from lm.report import ladder
+from lm.train.run import Run
+
+PEAKS = (2e-3, 4e-3, 8e-3)
+
+
+def arms() -> list[Run]:
+    """Layer norm before the sublayers comes first."""
+    start = ablate_positions.base()
+    rms = {"norm": "rmsnorm", "norm_bias": False}
+    forms = {
+        "layernorm": {},
+        "rmsnorm": rms,
+        "after": {"norm_place": "post"},
+        "sandwich": rms | {"norm_place": "sandwich"},
+        "output": rms | {"norm_place": "output", "qk_norm": "projection"},
+    }
+    return [
+        dataclasses.replace(start, name=name, model=dataclasses.replace(start.model, **form))
+        for name, form in forms.items()
+    ]
+
+
+def run() -> list[Run]:
+    """Each arm at three rates with three seeds."""
+    return ladder.seeds(ladder.learning_rates(arms(), PEAKS), 3)
+
+
+def small() -> list[Run]:
+    """Each arm at one rate with two seeds."""
+    return ladder.seeds(arms(), 2)

@@ -1,0 +1,56 @@
+"""Where a token stands: learned tables, sinusoids, rotations or nothing at all, on the standard library's bytes.
+
+Claim: rotary positions need the fewest nats, a causal decoder learns without any, and a learned table is last but one.
+Command: lm sweep --experiment=ablate_positions --workdir=runs/abl --parallel=2 && lm report --workdir=runs/abl
+Hardware and time: 2 CPU cores, 25 minutes for 4 arms x 3 rates x 3 seeds; `:small` 3 minutes, one rate and two seeds.
+"""
+
+import dataclasses
+
+from lm.data.stream import Data
+from lm.models.decoder import Decoder
+from lm.objectives.causal import Causal
+from lm.report import ladder
+from lm.train.optimizers import AdamW
+from lm.train.run import Evals, Run, Train
+from lm.train.schedules import Cosine
+
+PEAKS = (2e-3, 4e-3, 8e-3)
+
+
+def base() -> Run:
+    """3 layers, 96 wide, rotary positions; 400 steps of 16 rows of 128 bytes."""
+    return Run(
+        model=Decoder(layers=3, width=96, heads=4, positions="rotary", scan=False),
+        objective=Causal(),
+        data=Data(source="python", tokenizer="byte"),
+        optimizer=AdamW(weight_decay=0.1, clip_norm=1.0),
+        schedule=Cosine(peak=4e-3, final=4e-4, warmup_steps=20),
+        train=Train(steps=400, batch_size=16, seq_len=128, eval_every=100, save_every=400, log_every=20),
+        evals=Evals(batch_size=64, max_tokens=100_000),
+    )
+
+
+def arms() -> list[Run]:
+    """Each form of positions, and none."""
+    start = base()
+    forms = {
+        "rotary": {},
+        "sinusoidal": {"positions": "sinusoidal"},
+        "learned": {"positions": "learned", "max_len": 128},
+        "none": {"positions": "none"},
+    }
+    return [
+        dataclasses.replace(start, name=name, model=dataclasses.replace(start.model, **form))
+        for name, form in forms.items()
+    ]
+
+
+def run() -> list[Run]:
+    """Each arm at three rates with three seeds."""
+    return ladder.seeds(ladder.learning_rates(arms(), PEAKS), 3)
+
+
+def small() -> list[Run]:
+    """Each arm at one rate with two seeds."""
+    return ladder.seeds(arms(), 2)
