@@ -24,7 +24,7 @@ def run() -> list[Run]:
 
 
 def gpu() -> list[Run]:
-    """Widths from 64 to 384 in 2 to 6 layers at four budgets, 1e14 to 3e15, in bfloat16; text repeats up to 10 times."""
+    """Widths from 64 to 384 in 2 to 6 layers at four budgets from 1e14 to 3e15, in bfloat16; text repeats."""
     start = _start()
     start = dataclasses.replace(
         start, train=dataclasses.replace(start.train, batch_size=64, seq_len=256, eval_every=10_000, save_every=10_000)
