@@ -53,7 +53,8 @@ def prepare(run: Run, mesh: jax.sharding.Mesh) -> tuple[State, Callable[[jax.Arr
     Runs of one process that differ in schedule, seeds and length alone get the same, compiled once.
     """
     train = run.train
-    return _programs(run.model, run.objective, run.optimizer, mesh, train.accumulate, train.ema_decay, train.poison)
+    options = train.accumulate, train.ema_decay, train.poison, train.noise_scale
+    return _programs(run.model, run.objective, run.optimizer, mesh, *options)
 
 
 @functools.lru_cache(maxsize=4)
@@ -65,6 +66,7 @@ def _programs(
     accumulate: int,
     ema_decay: float | None,
     poison: tuple[int, int] | None,
+    noise_scale: bool,
 ) -> tuple[State, Callable[[jax.Array], State], Callable]:
     spec = model.spec()
     transformation = optimizer.build(spec)
@@ -75,7 +77,15 @@ def _programs(
     abstract = jax.eval_shape(new, jax.random.key(0))
     places = step.shardings(spec, abstract, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
-    pure = step.make_step(model, objective, transformation, accumulate=accumulate, ema_decay=ema_decay, poison=poison)
+    pure = step.make_step(
+        model,
+        objective,
+        transformation,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+        poison=poison,
+        noise_scale=noise_scale,
+    )
     whole, rows = NamedSharding(mesh, PartitionSpec()), rules.batch_sharding(mesh)
     jitted = jax.jit(pure, donate_argnums=0, in_shardings=(places, rows, whole, whole), out_shardings=(places, whole))
     return abstract, jax.jit(new, out_shardings=places), jitted
@@ -184,6 +194,7 @@ class _Log:
     def __init__(self, run: Run, parts: Parts, clock: _Clock):
         self._every, self._parts, self._clock = run.train.log_every, parts, clock
         self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+        self._noise = meters.NoiseScale()
         self.skipped = 0
 
     def take(self, done: int, metrics: dict[str, jax.Array]) -> None:
@@ -196,11 +207,12 @@ class _Log:
         (done, metrics), self._waiting = self._waiting, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.skipped = int(values.pop("skipped"))
+        self._noise.take(values)
         if self.skipped:
             self._parts.ledger.write("skipped", step=done, in_a_row=self.skipped)
             self._parts.display.say(f"step {done}: loss or gradient is not finite; the update was skipped")
         if done == 1 or done % self._every == 0:
-            values |= self._clock.lap(done)
+            values |= self._clock.lap(done) | self._noise.lap()
             self._parts.metrics.write(done, **values)
             self._parts.display.log(done, values)
 

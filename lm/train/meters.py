@@ -1,6 +1,7 @@
 """Floating-point work and the peak that it is measured against."""
 
 import functools
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,32 @@ def flops_per_row(model: Any, spec: Any, batch: Mapping[str, Any]) -> float:
     of Megatron-LM and of MaxText since July 2025.
     """
     return 3 * model.forward_flops(spec, {name: x.shape[1] for name, x in batch.items() if len(x.shape) > 1})
+
+
+class NoiseScale:
+    """The gradient noise scale of the steps since the lap before, from each step's two estimates.
+
+    B_simple = tr Sigma / |G|^2 in rows (sequences), near which the critical batch lies (McCandlish et al. 2018,
+    1812.06162, eq. 2.9): below it, twice the batch takes nearly half the steps. Both estimates are averaged over steps,
+    and only then divided: one step's |G|^2 may lie near zero, or below. A resumed run begins a new lap.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[float, float]] = []
+
+    def take(self, values: dict[str, float]) -> None:
+        """Takes a step's "noise_trace" and "noise_square" out of its figures; what is not finite counts nowhere."""
+        if "noise_trace" in values:
+            pair = values.pop("noise_trace"), values.pop("noise_square")
+            self._steps += [pair] if all(map(math.isfinite, pair)) else []
+
+    def lap(self) -> dict[str, float]:
+        """Their means, and "noise_scale" where that of |G|^2 is above zero; nothing without steps."""
+        if not self._steps:
+            return {}
+        trace, square = (sum(x) / len(self._steps) for x in zip(*self._steps, strict=True))
+        self._steps = []
+        return {"noise_trace": trace, "noise_square": square} | ({"noise_scale": trace / square} if square > 0 else {})
 
 
 def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:

@@ -25,6 +25,8 @@ class Train:
     ema_decay: float | None = None  # Keeps an exponential average of the weights, and evaluates it.
     max_skipped: int = 3  # Steps in a row without finite numbers that stop the run.
     poison: tuple[int, int] | None = None  # (first, last) steps whose gradients become NaN: a drill.
+    # Measures the gradient noise scale, in sequences; the micro-batches of `accumulate` are its small batches.
+    noise_scale: bool = setting(False, identity=False)
     log_every: int = setting(10, identity=False)
     eval_every: int = setting(250, identity=False)
     save_every: int = setting(500, identity=False)
@@ -40,6 +42,11 @@ class Train:
             raise UsageError(f"train.keep_last={self.keep_last} must be at least 2: a damaged step needs one before it")
         if self.batch_size % self.accumulate:
             raise UsageError(f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}")
+        if self.noise_scale and self.accumulate < 2:
+            raise UsageError(
+                "train.noise_scale=True compares micro-batches with the whole batch: "
+                f"train.accumulate={self.accumulate} must be at least 2"
+            )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UsageError(f"train.ema_decay={self.ema_decay} must be at least 0 and below 1")
         if self.poison is not None and len(self.poison) != 2:

@@ -14,6 +14,7 @@ from lm.core import keys, params
 from lm.parallel import rules
 
 Terms = Mapping[str, tuple[jax.Array, jax.Array, float]]
+_SQUARES = "squares of the micro-batches' gradients"
 
 
 @struct.dataclass
@@ -75,13 +76,15 @@ def make_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     poison: tuple[int, int] | None = None,
+    noise_scale: bool = False,
 ) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, dict[str, jax.Array]]]:
     """step(state, batch, learning rate, the run's key) -> (state, metrics), to be jitted with the state donated.
 
     The loss is the sum over terms of coefficient x sum / weight, the weights taken over the whole batch
     before the first of `accumulate` micro-batches. An update with a loss or gradient that is not finite is
     skipped on the device. `poison=(first, last)` makes the gradients of those steps NaN, for drills.
-    Metrics are scalars: "loss", "grad_norm", "learning_rate", "skipped", and each term by its name.
+    Metrics are scalars: "loss", "grad_norm", "learning_rate", "skipped", and each term by its name; with `noise_scale`
+    those of `_noise` too.
     """
 
     def gradients(weights, batch, frozen, key):
@@ -101,11 +104,15 @@ def make_step(
         each = jax.lax.map(lambda im: _weights(terms(weights, im[1], im[0])), micro)
         totals = jax.tree.map(lambda x: x.sum(0), each)
 
-        def add(total, im):
-            return jax.tree.map(jnp.add, total, grad(weights, im[1], im[0], totals)), None
+        def one(i, batch):
+            (value, means), grads = grad(weights, batch, i, totals)
+            squares = {_SQUARES: jnp.square(optax.global_norm(grads))} if noise_scale else {}
+            return (value, means | squares), grads
 
-        first = jax.tree.map(lambda x: x[0], micro)
-        shapes = jax.eval_shape(grad, weights, first[1], first[0], totals)
+        def add(total, im):
+            return jax.tree.map(jnp.add, total, one(*im)), None
+
+        shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], micro))
         return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), micro)[0]
 
     def step(
@@ -140,6 +147,8 @@ def make_step(
             ema=keep(average, state.ema),
         )
         metrics = {"loss": value, "grad_norm": grad_norm, "learning_rate": jnp.asarray(rate), "skipped": skipped}
+        if noise_scale:
+            metrics |= _noise(means.pop(_SQUARES), jnp.square(grad_norm), rows, accumulate)
         return state, {**means, **metrics}
 
     return step
@@ -156,6 +165,19 @@ def _weights(terms: Terms) -> dict[str, jax.Array]:
 def _means(terms: Terms, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     # A batch without a single target has weight 0 and sum 0, and teaches nothing.
     return {name: s / jnp.where(weights[name] > 0, weights[name], 1) for name, (s, _, _) in terms.items()}
+
+
+def _noise(micro_squares: jax.Array, square: jax.Array, rows: int, accumulate: int) -> dict[str, jax.Array]:
+    """Unbiased {"noise_trace": tr Sigma of one row's gradient, "noise_square": |G|^2 of the true one}.
+
+    McCandlish et al. 2018 (1812.06162), appendix A.1, from |g|^2 at two batch sizes: all rows, and those of a
+    micro-batch. `micro_squares` is the sum over micro-batches, whose gradients are parts of the whole batch's: each is
+    an estimate of G when multiplied by their number. Rows may weigh differently; that is noise like any other.
+    """
+    small = rows / accumulate
+    small_square = accumulate * micro_squares  # The mean of |accumulate * g|^2.
+    trace = (small_square - square) / (1 / small - 1 / rows)
+    return {"noise_trace": trace, "noise_square": (rows * square - small * small_square) / (rows - small)}
 
 
 def _micro_batches(x: jax.Array, count: int) -> jax.Array:

@@ -10,11 +10,12 @@ import optax
 import pytest
 
 from lm.core import keys, tree
+from lm.core.errors import UsageError
 from lm.models.decoder import Decoder
 from lm.objectives.causal import Causal
 from lm.parallel import rules
 from lm.parallel.mesh import Mesh
-from lm.train import loop, optimizers, step
+from lm.train import loop, meters, optimizers, step
 from lm.train.run import Run, Train
 
 B, L, V = 8, 16, 128
@@ -31,7 +32,7 @@ def make_batch(seed=0):
     return {"tokens_BL": tokens[:, :-1], "targets_BL": tokens[:, 1:], "weights_BL": weights}
 
 
-def build(optimizer=None, objective=None, ema=False, accumulate=1):
+def build(optimizer=None, objective=None, ema=False, accumulate=1, noise_scale=False):
     """(a new state, the jitted step); nothing is donated, so that a test may keep the state before."""
     transformation = (optimizer or optimizers.AdamW()).build(MODEL.spec())
     state = step.initialize(MODEL.spec(), transformation, jax.random.key(0), ema)
@@ -41,6 +42,7 @@ def build(optimizer=None, objective=None, ema=False, accumulate=1):
         transformation,
         accumulate=accumulate,
         ema_decay=DECAY if ema else None,
+        noise_scale=noise_scale,
     )
     return state, jax.jit(functools.partial(pure, rate=jnp.float32(1e-2), key=keys.run_key(0)))
 
@@ -64,6 +66,52 @@ def test_accumulation_changes_neither_figures_nor_weights():
         for name in figures:
             np.testing.assert_allclose(metrics[name], figures[name], rtol=1e-5, err_msg=name)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), state, expected)
+
+
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_the_noise_scale_of_a_linear_regression_is_that_in_closed_form(accumulate):
+    d, rows, sigma, delta, steps = 10, 64, 2.0, 0.5, 400
+
+    class Regression:
+        """y = x.w* + sigma e; the gradient's covariance has trace (d + 1) |w - w*|^2 + d sigma^2."""
+
+        def loss(self, model, params, batch, *, key, frozen=None):
+            errors_B = batch["x_BD"] @ (params["w"] - 1.0) - batch["noise_B"]
+            return {"loss": (jnp.sum(jnp.square(errors_B)) / 2, jnp.float32(len(errors_B)), 1.0)}
+
+    weights = {"w": 1.0 + delta * jnp.eye(d)[0]}
+    state = step.State(*[jnp.zeros((), jnp.uint32)] * 3, params=weights, optimizer=optax.sgd(1.0).init(weights))
+    pure = step.make_step(None, Regression(), optax.sgd(1.0), accumulate=accumulate, noise_scale=True)
+
+    def still(state, key):
+        keys_ = jax.random.split(key)
+        x_BD, noise_B = jax.random.normal(keys_[0], (rows, d)), sigma * jax.random.normal(keys_[1], (rows,))
+        return state, pure(state, {"x_BD": x_BD, "noise_B": noise_B}, jnp.float32(0), key)[1]
+
+    _, metrics = jax.lax.scan(still, state, jax.random.split(jax.random.key(0), steps))
+    noise = meters.NoiseScale()
+    for trace, square in zip(metrics["noise_trace"].tolist(), metrics["noise_square"].tolist(), strict=True):
+        noise.take({"noise_trace": trace, "noise_square": square})
+    found = noise.lap()
+    np.testing.assert_allclose(found["noise_trace"], (d + 1) * delta**2 + d * sigma**2, rtol=0.03)
+    np.testing.assert_allclose(found["noise_square"], delta**2, rtol=0.1)
+    np.testing.assert_allclose(found["noise_scale"], (d + 1) + d * sigma**2 / delta**2, rtol=0.1)
+    ratios = metrics["noise_trace"] / metrics["noise_square"]
+    assert abs(ratios.mean() - 171) > 30  # What dividing first would give.
+    assert "noise_scale" not in noise.lap()
+
+
+def test_measuring_the_noise_scale_changes_no_step_and_needs_micro_batches():
+    options = {"optimizer": optimizers.SGD(momentum=0.9), "accumulate": 4}
+    state, take = build(**options)
+    (expected, figures), (found, metrics) = (
+        build(**options, noise_scale=on)[1](state, make_batch()) for on in (False, True)
+    )
+    # The program is another one, and rounds otherwise.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7, rtol=1e-5), found, expected)
+    assert metrics.keys() - figures.keys() == {"noise_trace", "noise_square"}
+    with pytest.raises(UsageError, match="train.accumulate=1 must be at least 2"):
+        Train(noise_scale=True)
 
 
 def test_counting_the_weights_first_costs_no_forward_pass():
