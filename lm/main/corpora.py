@@ -44,14 +44,20 @@ def of_run(run: Any, workdir: str) -> corpora.Corpus:
     return corpora.Corpus(folder)
 
 
-def of_sweep(run: Any, workdir: str) -> corpora.Corpus:
-    """The same in the folder of a sweep, whose runs share what they bring alike; starts no devices."""
-    if named := run.data.corpus or (run.data.mixture and run.data.mixture[0][0]):
-        return corpora.Corpus(named)
-    source = repr((run.data.source, run.data.tokenizer, run.data.validation))
-    folder = os.path.join(workdir, f"corpus-{hashlib.sha256(source.encode()).hexdigest()[:8]}")
-    _build(run.data, folder)
-    return corpora.Corpus(folder)
+def of_sweep(run: Any, workdir: str, opened: dict[str, corpora.Corpus]) -> corpora.Corpus:
+    """The same in the folder of a sweep, whose runs share what they bring alike; starts no devices.
+
+    `opened` holds, by folder, what the runs before have opened or built.
+    """
+    folder = run.data.corpus or (run.data.mixture and run.data.mixture[0][0])
+    if not folder:
+        source = repr((run.data.source, run.data.tokenizer, run.data.validation))
+        folder = os.path.join(workdir, f"corpus-{hashlib.sha256(source.encode()).hexdigest()[:8]}")
+        if folder not in opened:
+            _build(run.data, folder)
+    if folder not in opened:
+        opened[folder] = corpora.Corpus(folder)
+    return opened[folder]
 
 
 def _build(data: Any, folder: str) -> None:

@@ -86,6 +86,7 @@ def load(experiment: str, workdir: str, assignments: list[str], corpus: str | No
     from lm.core import config, files
     from lm.main import corpora
     from lm.main.train import with_corpus
+    from lm.report import row
     from lm.report.arms import ORDER
     from lm.train import folder
     from lm.train.run import Run, resolve
@@ -94,23 +95,28 @@ def load(experiment: str, workdir: str, assignments: list[str], corpus: str | No
         raise UsageError(f"--experiment={experiment} returns no list of Runs: is it one run, for lm train?")
     _check_names(runs)
     sweep = Sweep(experiment, workdir, {}, function)
+    opened: dict[str, Any] = {}
     for run in runs:
         run = with_corpus(override(run, assignments, experiment), corpus)
         corpora.check_named(run)
-        built = corpora.of_sweep(run, workdir)
+        built = corpora.of_sweep(run, workdir, opened)
         run = dataclasses.replace(resolve(run, built.tokenizer()), data=_at(run.data, built))
         kept = folder.read_config(sweep.folder(run.name))
         if kept is not None and config.digest(kept) != config.digest(run):
             changed = config.diff(kept, run)
             shown = ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in changed.items())
-            raise UsageError(
-                f"{sweep.folder(run.name)} holds a run of other settings ({shown}): "
-                "take another --workdir, or move the folder away"
-            )
+            raise _taken(sweep.folder(run.name), f"settings ({shown})")
+        ended = row.read(sweep.folder(run.name))
+        if ended is not None and ended["corpus"] != corpora.fingerprint(run, built):
+            raise _taken(sweep.folder(run.name), f"text, a corpus of digest {ended['corpus'][:12]}")
         sweep.runs[run.name] = run
     order = {"experiment": experiment, "runs": list(sweep.runs)}
     files.write_json(files.path(workdir) / ORDER, order)
     return sweep
+
+
+def _taken(folder: str, what: str) -> UsageError:
+    return UsageError(f"{folder} holds a run of other {what}: take another --workdir, or move the folder away")
 
 
 def _at(data: Any, corpus: Any) -> Any:

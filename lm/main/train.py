@@ -146,7 +146,7 @@ def _train(
     )
     if first >= run.train.steps:
         if hosts.is_main() and row.read(workdir) is None:
-            row.write(workdir, run, corpus, "done", mesh.size)
+            row.write(workdir, run, corpus, corpora.fingerprint(run, corpus), "done", mesh.size)
         return closing.already_done(run, workdir, say)
     if hosts.is_main():
         _write_folder(workdir, run, experiment, corpus)
@@ -184,7 +184,8 @@ def _train(
     if hosts.is_main():
         metrics.close()
         if code in (loop.DONE, loop.SUSPICIOUS_RESULT):
-            row.write(workdir, run, corpus, "done" if code == loop.DONE else "diverged", mesh.size)
+            status = "done" if code == loop.DONE else "diverged"
+            row.write(workdir, run, corpus, corpora.fingerprint(run, corpus), status, mesh.size)
         closing.report(run, corpus, workdir, code, time.monotonic() - started, say)
     return code
 

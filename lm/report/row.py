@@ -19,9 +19,13 @@ _DECAYED = 0.2  # A schedule whose last rate is below this share of its highest 
 _LAST_LOSSES = 10  # Logged training losses that are averaged.
 
 
-def write(workdir: str | os.PathLike, run: Any, corpus: Any, status: str, devices: int) -> None:
-    """Writes the row of a resolved run that has ended as `status`: "done", "diverged" or "failed"."""
-    files.write_json(files.path(workdir) / NAME, _row(workdir, run, corpus, status, devices))
+def write(workdir: str | os.PathLike, run: Any, corpus: Any, digest: str, status: str, devices: int) -> None:
+    """Writes the row of a resolved run that has ended as `status`, "done" or "diverged".
+
+    `corpus` has the run's splits, and `digest` is that of all that it read.
+    """
+    ended = {"status": status, "corpus": digest}
+    files.write_json(files.path(workdir) / NAME, _row(workdir, run, corpus, devices) | ended)
 
 
 def read(workdir: str | os.PathLike) -> dict[str, Any] | None:
@@ -35,7 +39,7 @@ def add(workdir: str | os.PathLike, **figures: Any) -> None:
     files.write_json(files.path(workdir) / NAME, (read(workdir) or {}) | figures)
 
 
-def _row(workdir: str | os.PathLike, run: Any, corpus: Any, status: str, devices: int) -> dict[str, Any]:
+def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dict[str, Any]:
     """N, D (tokens), C, loss (validation, nats a token), seed and group, and what they were counted from."""
     train, spec, rates = run.train, run.model.spec(), learning_rates(run)
     tokens = train.steps * train.batch_size * train.seq_len
@@ -46,7 +50,6 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, status: str, devices
     return {
         "name": run.name or pathlib.Path(workdir).name,
         "run": os.fspath(workdir),
-        "status": status,
         "digest": config.digest(run),
         "commit": _commit(),
         "N": parameters,
