@@ -115,9 +115,10 @@ def save(
 
     `architecture` asks for a class; else it is the first of the families' that expresses the model exactly. Rows of
     the vocabulary that stand for no token are left out; of an Electra, what the class is not for is too. Raises
-    UsageError where no class expresses the model.
+    UsageError where no class expresses the model, as where its parametrization multiplies in the forward pass.
     """
-    model, params = _without_padding(*part(model, params, architecture))
+    model, params = part(model, params, architecture)
+    model, params = _without_padding(_standard(model), params)
     architecture, family, config = express(model, architecture)
     spec = tree.flatten(model.spec())
     shapes = {entry.name: _file_shape(entry, spec) for entry in family.tensors(model, architecture)}
@@ -248,6 +249,22 @@ def _on_devices(arrays: dict[str, np.ndarray], model: Any, mesh: jax.sharding.Me
     places = {} if mesh is None else tree.flatten(rules.shardings(model.spec(), mesh))
     # Each array is given up as soon as the device has it.
     return tree.unflatten({path: jax.device_put(arrays.pop(path), places.get(path)) for path in list(arrays)})
+
+
+def _standard(model: Any) -> Any:
+    """The model without its parametrization, where that decides how it trains alone."""
+    if isinstance(model, Headed):
+        return dataclasses.replace(model, base=_standard(model.base))
+    if getattr(model, "parametrization", "sp") == "sp":
+        return model
+    if model.ratios.changes_forward:
+        raise UsageError(
+            f"parametrization={model.parametrization!r} at width={model.width} and layers={model.layers} multiplies in "
+            "the forward pass, and no class of Hugging Face's does"
+        )
+    return dataclasses.replace(
+        model, parametrization="sp", base_width=None, base_layers=None, base_head_dim=None, decay_keeps="product"
+    )
 
 
 def _without_padding(model: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What is wrong with a folder is said in one line, and nothing of it is loaded."""
 
+import dataclasses
 import json
 import shutil
 
@@ -144,6 +145,14 @@ def test_rows_for_no_token_are_left_out(tmp_path):
     padded = Decoder(layers=1, width=8, heads=1, vocab_size=16, valid_vocab_size=11, max_len=4)
     lm.interop.save(tmp_path, padded, params.initialize(padded.spec(), jax.random.key(0)))
     assert lm.load(tmp_path)[0].vocab_size == 11
+
+
+def test_a_parametrization_that_multiplies_in_the_forward_pass_is_not_written(made, tmp_path):
+    at_base = dataclasses.replace(MODEL, parametrization="mup", base_width=16)
+    lm.interop.save(tmp_path, at_base, made[1])
+    assert lm.load(tmp_path)[0].parametrization == "sp"
+    with pytest.raises(UsageError, match="parametrization='mup' at width=16 .* multiplies in the forward pass"):
+        lm.interop.save(tmp_path, dataclasses.replace(at_base, base_width=8), made[1])
 
 
 def test_ids_outside_the_vocabulary_are_refused(made):
