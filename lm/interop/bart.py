@@ -64,7 +64,10 @@ _ALWAYS = {
     "encoder_layerdrop": 0.0,
     "decoder_layerdrop": 0.0,
 }
-_IGNORED = ("extra_pos_embeddings", "classif_dropout", "init_std", "gradient_checkpointing", "langs", "decoder")
+_IGNORED = (
+    *("extra_pos_embeddings", "classif_dropout", "init_std", "langs", "decoder"),
+    "force_bos_token_to_be_generated",
+)
 
 
 def read(fields: Fields, architecture: str) -> EncDec:
@@ -73,7 +76,7 @@ def read(fields: Fields, architecture: str) -> EncDec:
     fixed = _ALWAYS | {"normalize_embedding": kind == "bart", "static_position_embeddings": kind != "bart"}
     for name, value in fixed.items():
         fields.expect(name, value)
-    for name in (*_IGNORED, "force_bos_token_to_be_generated"):
+    for name in _IGNORED:
         fields.get(name)
     fields.expect("num_hidden_layers", fields["encoder_layers"])
     dropout = fields.get("dropout", 0.1)

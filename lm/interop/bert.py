@@ -7,7 +7,7 @@ from lm.core import tree
 from lm.core.errors import UsageError
 from lm.interop.decoders import ACTIVATION_NAMES, ACTIVATIONS
 from lm.interop.fields import Fields
-from lm.interop.hf import Tensor
+from lm.interop.hf import Tensor, subtree_tensors, without_training
 from lm.layers.block import Layer
 from lm.models.encoder import Encoder
 
@@ -141,20 +141,17 @@ _NAMES = {
 
 def numbers(model: Encoder) -> Encoder:
     """The model with all that decides its scores written out, and nothing else: equal ones compute the same."""
-    training = ("embed_dropout", "residual_dropout", "attention_dropout", "mlp_dropout", "init", "init_std")
-    free: dict[str, Any] = {
-        f.name: f.default for f in dataclasses.fields(Encoder) if f.name in (*training, "dtype", "remat", "scan")
-    }
+    layers: dict[str, Any] = {}
     if model.shared_groups is None:
-        free |= {"prefix": (), "pattern": model.stack.layers}
+        layers = {"prefix": (), "pattern": model.stack.layers}
     mapped = None if model.shared_groups is None and model.embed_width == model.width else model.embed_width
     head = (model.head_activation or model.activation) if "tokens" in model.outputs else None
     return dataclasses.replace(
-        model,
+        without_training(model),
         mlp_width=model.stack.block.mlp_width,
         embed_width=mapped,
         head_activation=head,
-        **free,
+        **layers,
     )
 
 
@@ -261,13 +258,8 @@ def tensors(model: Encoder, architecture: str) -> list[Tensor]:
     names, known = _NAMES[ARCHITECTURES[architecture]], tree.flatten(model.spec())
     found: list[Tensor] = []
 
-    def add(ours: str, name: str, index: int | None) -> None:
-        for leaf, kind in (("table", "weight"), ("scale", "weight"), ("kernel", "weight"), ("bias", "bias")):
-            if f"{ours}/{leaf}" in known:
-                found.append(Tensor(f"{name}.{kind}", ((f"{ours}/{leaf}", index),)))
-
     for ours, name in names.outer.items():
-        add(ours, name, None)
+        found += subtree_tensors(known, ours, name, None)
     if "head/bias" in known:
         found.append(Tensor(names.bias, (("head/bias", None),)))
     if "head/table" in known:
@@ -289,5 +281,5 @@ def tensors(model: Encoder, architecture: str) -> list[Tensor]:
             raise UsageError(f"{architecture} has parameters of its own in every layer, and shared_groups is set")
         seen.add((path, index))
         for part, name in names.parts.items():
-            add(f"{path}/{part}", prefix + name, index)
+            found += subtree_tensors(known, f"{path}/{part}", prefix + name, index)
     return found

@@ -5,7 +5,7 @@ from typing import Any
 
 from lm.core.errors import UsageError
 from lm.interop.fields import Fields
-from lm.interop.hf import Tensor
+from lm.interop.hf import Tensor, without_training
 from lm.layers.block import Layer
 from lm.layers.moe import Experts
 from lm.layers.positions import LinearScaling, Llama3Scaling, Scaling, YarnScaling
@@ -36,18 +36,13 @@ ACTIVATION_NAMES = {
 def numbers(model: Decoder) -> Decoder:
     """The model with all that decides its logits written out, and nothing else: equal ones compute the same."""
     block, layers = model.stack.block, tuple(_numbers(layer, model) for layer in model.stack.layers)
-    training = ("embed_dropout", "residual_dropout", "attention_dropout", "mlp_dropout", "init", "init_std")
-    free: dict[str, Any] = {
-        f.name: f.default for f in dataclasses.fields(Decoder) if f.name in (*training, "dtype", "remat", "scan")
-    }
     return dataclasses.replace(
-        model,
+        without_training(model),
         kv_heads=block.kv_heads,
         head_dim=block.head_dim,
         mlp_width=None if all(layer.experts for layer in layers) else block.mlp_width,
         prefix=(),
         pattern=layers,
-        **free,
     )
 
 

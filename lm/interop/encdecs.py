@@ -1,29 +1,23 @@
 """What the families of encoder-decoders share: which settings are numbers, and where the layers' tensors are."""
 
 import dataclasses
-from typing import Any
 
 from lm.core import tree
-from lm.interop.hf import Tensor
+from lm.interop.hf import Tensor, subtree_tensors, without_training
 from lm.models.encdec import EncDec
 
 
 def numbers(model: EncDec) -> EncDec:
     """The model with all that decides its logits written out, and nothing else: equal ones compute the same."""
-    training = ("embed_dropout", "residual_dropout", "attention_dropout", "mlp_dropout", "init", "init_std")
-    free: dict[str, Any] = {
-        f.name: f.default for f in dataclasses.fields(EncDec) if f.name in (*training, "dtype", "remat", "scan")
-    }
     encoder, decoder = model.encoder_stack.block, model.decoder_stack.block
     same_head_dim = encoder.head_dim == decoder.head_dim
     return dataclasses.replace(
-        model,
+        without_training(model),
         decoder_layers=decoder.layers,
         decoder_heads=decoder.heads,
         head_dim=encoder.head_dim if same_head_dim else None,
         mlp_width=encoder.mlp_width,
         decoder_mlp_width=decoder.mlp_width,
-        **free,
     )
 
 
@@ -34,15 +28,10 @@ def side_tensors(model: EncDec, side: str, layer: str, parts: dict[str, str], ou
     """
     known, found = tree.flatten(model.spec()), []
 
-    def add(ours: str, name: str, index: int | None) -> None:
-        for leaf, kind in (("table", "weight"), ("scale", "weight"), ("kernel", "weight"), ("bias", "bias")):
-            if f"{ours}/{leaf}" in known:
-                found.append(Tensor(f"{name}.{kind}", ((f"{ours}/{leaf}", index),)))
-
     for ours, name in outer.items():
-        add(f"{side}/{ours}", name, None)
+        found += subtree_tensors(known, f"{side}/{ours}", name, None)
     stack = model.encoder_stack if side == "encoder" else model.decoder_stack
     for number, (path, index) in enumerate(stack.places):
         for ours, name in parts.items():
-            add(f"{side}/{path}/{ours}", layer.format(number) + name, index)
+            found += subtree_tensors(known, f"{side}/{path}/{ours}", layer.format(number) + name, index)
     return found

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import jax
@@ -52,6 +52,20 @@ class Tensor:
     conv1d: bool = False
     groups: int = 1
     shape: tuple[int, ...] | None = None
+
+
+def subtree_tensors(known: Container[str], ours: str, name: str, index: int | None) -> list[Tensor]:
+    """The tensors `name`.weight and `name`.bias of our sub-tree, as far as its leaves are among the `known` paths."""
+    kinds = {"table": "weight", "scale": "weight", "kernel": "weight", "bias": "bias"}
+    leaves = {f"{ours}/{leaf}": kind for leaf, kind in kinds.items()}
+    return [Tensor(f"{name}.{kind}", ((leaf, index),)) for leaf, kind in leaves.items() if leaf in known]
+
+
+def without_training(model: Any) -> Any:
+    """The model with the defaults of all settings that decide none of its numbers."""
+    names = ("embed_dropout", "residual_dropout", "attention_dropout", "mlp_dropout", "init", "init_std")
+    free = (*names, "dtype", "remat", "scan")
+    return dataclasses.replace(model, **{f.name: f.default for f in dataclasses.fields(model) if f.name in free})
 
 
 def is_folder(name: str | os.PathLike) -> bool:

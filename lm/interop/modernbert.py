@@ -29,6 +29,12 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 _BASES = {_FULL: 160_000.0, _SLIDING: 10_000.0}
 _OLD_BASES = {_FULL: "global_rope_theta", _SLIDING: "local_rope_theta"}
 
+# How it was drawn, where its scores are computed, what is of other heads, and what nothing reads.
+_IGNORED = (
+    *("initializer_cutoff_factor", "sparse_prediction", "sparse_pred_ignore_index", "repad_logits_with_grad"),
+    *("classifier_pooling", "embedding_size", "layer_norm_eps", "position_embedding_type"),
+)
+
 
 def read(fields: Fields, architecture: str) -> Encoder:
     """The model of a ModernBertConfig."""
@@ -40,17 +46,8 @@ def read(fields: Fields, architecture: str) -> Encoder:
     first = dataclasses.replace(stack[0], attention_norm=False)  # Its input is normalised already.
     prefix, pattern = ((first,), repeated(stack[1:])) if layers > 1 else ((), (first,))
     fields.expect("decoder_bias", True)
-    fields.get("initializer_cutoff_factor")  # How it was drawn.
-    for name in ("sparse_prediction", "sparse_pred_ignore_index", "deterministic_flash_attn", "reference_compile"):
-        fields.get(name)  # Where the scores are computed, and by which kernels.
-    for name in (
-        "classifier_pooling",
-        "repad_logits_with_grad",
-        "embedding_size",
-        "layer_norm_eps",
-        "position_embedding_type",
-    ):
-        fields.get(name)  # Of other heads, or read by nothing.
+    for name in _IGNORED:
+        fields.get(name)
     return Encoder(
         layers=layers,
         width=fields["hidden_size"],
