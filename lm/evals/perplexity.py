@@ -7,25 +7,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def make_evaluate(model: Any, objective: Any) -> Callable[[Any, Any, Iterable[dict[str, jax.Array]]], dict[str, float]]:
-    """evaluate(params, frozen, batches) -> {term: mean over all positions of all batches}.
+    """evaluate(params, frozen, batches) -> {term: mean over all positions of all batches}, and "loss_error".
 
     Each batch's sums are float32 on the device; they are added up in float64 on the host. Padded positions
-    carry weight 0, so batches of any size give the same means.
+    carry weight 0, so batches of any size give the same means. "loss_error" is the standard error of the mean loss (of
+    "nll" where there is one) over batches as clusters, since neighbouring tokens share a text; NaN with one batch.
     """
 
     sums = _sums(model, objective)
 
     def evaluate(params, frozen, batches):
-        totals: dict[str, list[float]] = {}
+        found: list[dict[str, np.ndarray]] = []
         waiting = None
         for batch in batches:
             running, waiting = waiting, sums(params, frozen, batch)
-            _add(totals, running)
-        _add(totals, waiting)
-        return {name: total / weight if weight else math.nan for name, (total, weight) in totals.items()}
+            if running is not None:
+                found.append(jax.device_get(running))
+        found.append(jax.device_get(waiting))
+        pairs = {name: np.asarray([sums[name] for sums in found], np.float64) for name in found[0]}
+        means = {name: _mean(*pair.T) for name, pair in pairs.items()}
+        return means | {"loss_error": _error(*pairs.get("nll", pairs["loss"]).T)}
 
     return evaluate
 
@@ -47,9 +52,14 @@ def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:
     return nats_per_token * tokens / (text_bytes * math.log(2))
 
 
-def _add(totals: dict[str, list[float]], sums: dict[str, jax.Array] | None) -> None:
-    for name, pair in (sums or {}).items():
-        total, weight = (float(x) for x in jax.device_get(pair))
-        old = totals.setdefault(name, [0.0, 0.0])
-        old[0] += total
-        old[1] += weight
+def _mean(sums: np.ndarray, weights: np.ndarray) -> float:
+    return float(sums.sum() / weights.sum()) if weights.sum() else math.nan
+
+
+def _error(sums: np.ndarray, weights: np.ndarray) -> float:
+    """Of a ratio of two sums over clusters (Cochran 1977, Sampling Techniques, equation 6.13)."""
+    count = np.count_nonzero(weights)
+    if count < 2:
+        return math.nan
+    residuals = sums - _mean(sums, weights) * weights
+    return float(math.sqrt(count / (count - 1) * np.square(residuals).sum()) / weights.sum())

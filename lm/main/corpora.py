@@ -128,8 +128,8 @@ def scorer(
     def score(weights: Any) -> dict[str, float]:
         batches = (hosts.global_array(rows(start + first), place) for start in range(0, examples, batch_size))
         means = evaluate(weights, None, batches)
-        loss = means.pop("loss")
-        figures = {"val_loss": means.pop("nll", loss)}
+        loss, error = means.pop("loss"), means.pop("loss_error")
+        figures = {"val_loss": means.pop("nll", loss)} | ({} if math.isnan(error) else {"val_loss_error": error})
         if objective.scores_text:
             bits = perplexity.bits_per_byte(figures["val_loss"], split.tokens, split.text_bytes)
             figures["val_bits_per_byte"] = bits

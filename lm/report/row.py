@@ -7,9 +7,12 @@ import pathlib
 import subprocess
 from typing import Any
 
-from lm.core import config, files
+import jax
+
+from lm.core import config, files, params
+from lm.data.stream import Stream
 from lm.report import conventions
-from lm.train import metrics
+from lm.train import meters, metrics
 from lm.train.ledger import Ledger
 from lm.train.loop import learning_rates
 
@@ -62,6 +65,7 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dic
         "group": os.path.dirname(run.name),
         **sizes,
         **{name: work * tokens for name, work in per_token.items()},
+        "flops_program": train.steps * train.batch_size * _program_flops(run, corpus),
         **{name: getattr(run.model, name, None) for name in ("layers", "width", "heads", "vocab_size")},
         "seq_len": train.seq_len,
         "steps": train.steps,
@@ -79,14 +83,33 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dic
     }
 
 
+def _program_flops(run: Any, corpus: Any) -> float:
+    """Of the products of a row's loss and gradient as they are programmed: masked pairs and recomputation count too."""
+    batch = Stream(corpus.splits["train"], run.objective, run.train.seq_len).rows(0, 1)
+    return _traced_flops(run.model, run.objective, tuple((k, x.shape, x.dtype.name) for k, x in batch.items()))
+
+
+@functools.lru_cache(maxsize=4)
+def _traced_flops(model: Any, objective: Any, shapes: tuple) -> float:
+    def loss(weights, batch):
+        terms = objective.loss(model, weights, batch, key=None)
+        return sum(coefficient * total for total, _, coefficient in terms.values() if coefficient)
+
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(params.abstract(model.spec()), batch)
+    return sum(meters.product_flops(jaxpr.jaxpr))
+
+
 def _losses(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     def series(name):
         return [row[name] for row in rows if row.get(name) is not None]
 
     training, validation, bits = (series(name) for name in ("loss", "val_loss", "val_bits_per_byte"))
+    errors = series("val_loss_error")
     last = training[-_LAST_LOSSES:]
     return {
         "loss": validation[-1] if validation else None,
+        "loss_error": errors[-1] if errors else None,
         "train_loss": sum(last) / len(last) if last else None,
         "bits_per_byte": bits[-1] if bits else None,
     }

@@ -34,6 +34,25 @@ def flops_per_row(model: Any, spec: Any, batch: Mapping[str, Any]) -> float:
     return 3 * model.forward_flops(spec, {name: x.shape[1] for name, x in batch.items() if len(x.shape) > 1})
 
 
+def product_flops(jaxpr: Any) -> tuple[float, float]:
+    """(work of plain products, of products with batch dimensions) of a whole program, loops' bodies each time.
+
+    `jaxpr` is that of a jax.make_jaxpr; attention's two products have batch dimensions.
+    """
+    plain = batched = 0.0
+    for equation in jaxpr.eqns:
+        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+        called = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        for more in (product_flops(inner) for inner in called if hasattr(inner, "eqns")):
+            plain, batched = plain + repeats * more[0], batched + repeats * more[1]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            flops = 2 * math.prod(out) * math.prod(left[i] for i in contracted)
+            plain, batched = (plain, batched + flops) if batch else (plain + flops, batched)
+    return plain, batched
+
+
 class NoiseScale:
     """The gradient noise scale of the steps since the lap before, from each step's two estimates.
 

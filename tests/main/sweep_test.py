@@ -38,6 +38,7 @@ def test_every_run_ends_in_a_row_and_the_verdict_is_said(swept):
         found = row(folder, name)
         assert found["status"] == "done" and found["decayed"] and found["name"] == name
         assert found["group"] == name.split("/")[0] and found["D"] == 60 * 8 * 32
+        assert 0.5 < found["flops_program"] / found["flops_head_full"] < 1.5 and found["loss_error"] > 0
         assert found["peak"] == found["learning_rate"] and found["C"] == 6 * found["N"] * found["D"]
         assert starts(folder, name) == 1
 

@@ -1,7 +1,6 @@
 """The work that MFU is a share of: by formula, by counting the products of the program, by counting pairs."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -38,22 +37,6 @@ def flops_per_token(model, spec, length):
     return meters.flops_per_row(model, spec, row) / length
 
 
-def products(jaxpr):
-    """(flops of plain products, flops of products with batch dimensions) in all of a program."""
-    plain = batched = 0
-    for equation in jaxpr.eqns:
-        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-        called = [getattr(value, "jaxpr", value) for value in equation.params.values()]
-        for more in (products(inner) for inner in called if hasattr(inner, "eqns")):
-            plain, batched = plain + repeats * more[0], batched + repeats * more[1]
-        if equation.primitive.name == "dot_general":
-            (contracted, _), (batch, _) = equation.params["dimension_numbers"]
-            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-            flops = 2 * math.prod(out) * math.prod(left[i] for i in contracted)
-            plain, batched = (plain, batched + flops) if batch else (plain + flops, batched)
-    return plain, batched
-
-
 def test_gpt2_124m_takes_the_published_work():
     """0.80 GFLOP a token at 1024 tokens with the causal half of attention, 0.85 with all of it."""
     matmul, attention = 12 * 12 * 768**2 + 50257 * 768, 12 * 768 * 1024
@@ -70,7 +53,7 @@ def test_a_step_is_counted_as_three_times_the_products_of_a_forward_pass(name):
         return model.logits(model.head(params), model.apply(params, {"tokens_BL": tokens}).hidden_BLD)
 
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    plain, batched = products(jax.make_jaxpr(forward)(specs.abstract(model.spec()), tokens).jaxpr)
+    plain, batched = meters.product_flops(jax.make_jaxpr(forward)(specs.abstract(model.spec()), tokens).jaxpr)
     # At this length the program multiplies the masked half of attention's pairs too, which the convention leaves out.
     counted = 3 * (plain + batched / 2) / (rows * length)
     assert batched / 2 > 0.05 * plain
@@ -99,7 +82,7 @@ def test_a_row_is_counted_as_three_times_the_products_of_its_loss(name):
     row = objective.corrupt(np.random.default_rng(0), raw | {"tokens": np.arange(objective.window(64)) % 20})
     batch = {k: jax.ShapeDtypeStruct((32, *np.shape(x)), np.asarray(x).dtype) for k, x in row.items()}
     loss = jax.make_jaxpr(lambda params, batch: objective.loss(model, params, batch))
-    counted = sum(products(loss(specs.abstract(model.spec()), batch).jaxpr)) / 32
+    counted = sum(meters.product_flops(loss(specs.abstract(model.spec()), batch).jaxpr)) / 32
     if name == "spans":  # Masked pairs of the decoder: multiplied, and not counted.
         counted -= 2 * 3 * 32 * batch["tokens_BL"].shape[1] ** 2
     assert meters.flops_per_row(model, model.spec(), batch) == pytest.approx(3 * counted, rel=0.02)
