@@ -46,11 +46,11 @@ def deltas(law: Law, theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[st
     return {name: descend(law, theta, x, y, other) for name, other in OBJECTIVES.items()}
 
 
-def drops(law: Law, x: np.ndarray, y: np.ndarray, objective: Objective) -> dict[str, np.ndarray]:
+def drops(law: Law, theta: np.ndarray, x: np.ndarray, y: np.ndarray, objective: Objective) -> dict[str, np.ndarray]:
     """{k: parameters} without the k highest targets, as long as rows are left for a fit."""
     order = np.argsort(y, kind="stable")
     counts = [k for k in DROPS if len(y) - k > law.size + 1 and k <= len(y) / 4]
-    return {str(k): fit(law, *_take(order[: len(y) - k], x, y), objective, starts=3).theta for k in counts}
+    return {str(k): descend(law, theta, *_take(order[: len(y) - k], x, y), objective) for k in counts}
 
 
 def held_out(law: Law, x: np.ndarray, y: np.ndarray, objective: Objective) -> dict[str, float] | None:

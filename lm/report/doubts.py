@@ -18,7 +18,7 @@ def of_fit(law: Law, checks: dict[str, Any], rows: int) -> list[str]:
     if rows < law.size + 3:
         found.append(f"{rows} rows for {law.size} parameters leave nothing to check the law with")
     for name in checks["bound_hits"]:
-        found.append(f"{name} ended at its bound of 0: the rows do not determine it")
+        found.append(f"{name} ended at its bound: the rows show no positive value of it")
     if checks["share_at_best"] < 0.2:
         found.append(f"only {checks['share_at_best']:.0%} of {checks['starts']} starts reached the best objective")
     if checks["condition_number"] > 1e12:
@@ -32,7 +32,7 @@ def of_fit(law: Law, checks: dict[str, Any], rows: int) -> list[str]:
     far = checks["held_out"]
     if far and far["rms"] > 3 * far["rms_of_fitted_rows"] and far["rms"] > 1e-6:
         found.append(
-            f"the {far['rows']} rows at the far end are missed by {far['rms']:.2g} in log {law.target} when left out, "
+            f"when left out, the far end ({far['rows']} rows) is missed by {far['rms']:.2g} in log {law.target}, "
             f"the fitted rows by {far['rms_of_fitted_rows']:.2g}"
         )
     return found

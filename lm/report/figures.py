@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lm.report.laws import Law
+from lm.report.optimum import derived
 from lm.report.points import Points
 
 COLORS = "viridis"
@@ -52,7 +53,7 @@ def draw_laws(figure: Any, laws: Sequence[Law], thetas: Sequence[np.ndarray], po
 
 
 def _curves(axes: Any, law: Law, theta: np.ndarray, points: Points, joint: bool) -> None:
-    """The law along D for eight sizes and at the best size of each budget, or along its one column."""
+    """The law along D for eight sizes, and at the best size of each budget; or along its one column."""
     from matplotlib import colormaps
 
     if not joint:
@@ -61,15 +62,20 @@ def _curves(axes: Any, law: Law, theta: np.ndarray, points: Points, joint: bool)
         axes.plot(grid, np.exp(law.predict(theta, np.log(grid)[:, None])[0]), color="0.3", linewidth=1)
         return
     logs = np.log10(points["N"])
-    sizes = np.unique(points["N"])
-    for size in sizes[np.unique(np.linspace(0, len(sizes) - 1, 8).round().astype(int))]:
-        near = np.abs(np.log(points["N"] / size)) < 0.1
-        x = points.logs(law.columns)[near]
-        order = np.argsort(x[:, 1])
-        shade = colormaps[COLORS]((np.log10(size) - logs.min()) / max(np.ptp(logs), 1e-9))
-        path = np.repeat(x[order[:1]], 50, axis=0)
-        path[:, 1] = np.linspace(x[:, 1].min(), x[:, 1].max(), 50)
-        axes.plot(6 * np.exp(path[:, 0] + path[:, 1]), np.exp(law.predict(theta, path)[0]), color=shade, linewidth=1)
+    for size in np.linspace(logs.min(), logs.max(), 8):
+        x = points.logs(law.columns)[np.abs(logs - size) < 0.2]
+        if len(x) > 1:
+            path = np.repeat(x[:1], 50, axis=0)
+            path[:, 0] = size * np.log(10)
+            path[:, 1] = np.linspace(x[:, 1].min(), x[:, 1].max(), 50)
+            shade = colormaps[COLORS]((size - logs.min()) / max(np.ptp(logs), 1e-9))
+            axes.plot(
+                6 * np.exp(path[:, 0] + path[:, 1]), np.exp(law.predict(theta, path)[0]), color=shade, linewidth=1
+            )
+    budgets = np.geomspace(*(6 * np.exp(end(points.logs(["N", "D"]).sum(axis=1))) for end in (np.min, np.max)), 50)
+    best = [derived(law, theta, 6.0, c)["loss*"] for c in budgets]
+    axes.plot(budgets, best, "k--", linewidth=1.2, label="the best size at each budget")
+    axes.legend(frameon=False)
 
 
 def draw_isoflop(
@@ -104,8 +110,8 @@ def draw_hparams(figure: Any, surfaces: Any, predicted: np.ndarray, choices: Seq
     panels = figure.subplots(1, 1 + len(choices))
     for i, s in enumerate(surfaces):
         z = points.logs([choices[0]])[s.rows, 0] - s.best[0]
-        panels[0].plot(np.exp(z), points["loss"][s.rows] - s.level, ".", color=f"C{i % 10}", markersize=5)
-    panels[0].set(xscale="log", xlabel=f"{choices[0]} / {choices[0]}*", ylabel="loss above the optimum (nats)")
+        panels[0].plot(z / np.log(2), points["loss"][s.rows] - s.level, ".", color=f"C{i % 10}", markersize=5)
+    panels[0].set(xlabel=f"octaves of {choices[0]} above {choices[0]}*", ylabel="loss above the optimum (nats)")
     for j, (axes, choice) in enumerate(zip(panels[1:], choices, strict=True)):
         best = np.exp([s.best[j] for s in surfaces])
         axes.plot(np.exp(predicted[:, j]), best, "o", markersize=5)

@@ -35,7 +35,9 @@ def run(form: str, runs: str, settings: Settings, progress: Progress = lambda do
     if form != "power" and (settings.x or not settings.floor):
         raise UsageError(f"--x and --nofloor have no effect on {form}: they are for power")
     needed = chosen.needed + ((settings.x,) if settings.x else ())
-    return chosen.fit(form, points.read(runs, needed, chosen.optional), settings, progress)
+    rows = points.read(runs, needed, chosen.optional)
+    with np.errstate(all="ignore"):  # Lines of search and rows without a law reach numbers that overflow.
+        return chosen.fit(form, rows, settings, progress)
 
 
 def _power(form: str, rows: Points, settings: Settings, progress: Progress) -> Result:

@@ -48,7 +48,7 @@ class Law:
         """Coefficients and shapes by name."""
         logs, shape = self.split(theta)
         values = (*np.exp(logs), *shape)
-        return {k: float(v) for k, v in zip(self.coefficients + self.shapes, values, strict=True)}
+        return dict(zip(self.coefficients + self.shapes, values, strict=True))
 
     def params(self, theta: np.ndarray) -> dict[str, float]:
         """The parameters under their published names."""
@@ -114,7 +114,7 @@ def _repeat_terms(shape: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _repeat_report(p: dict[str, float]) -> dict[str, float]:
-    return {k.removeprefix("log "): float(np.exp(v)) if k.startswith("log ") else v for k, v in p.items()}
+    return {k.removeprefix("log "): np.exp(v) if k.startswith("log ") else v for k, v in p.items()}
 
 
 def _sigmoid_terms(shape: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -70,10 +70,9 @@ def projected(law: Law, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
         target = y if law.outer is None else y / shape[law.outer]
         terms = law.terms(shape, x)[0]
         top = terms.max(axis=0)
-        scale = np.exp(target.max())
-        solution, _ = nnls(np.exp(terms - top), np.exp(target) / scale)
+        solution, _ = nnls(np.exp(terms - top), np.exp(target - target.max()))
         # A coefficient of zero has no logarithm: it starts at a small share instead.
-        logs = np.log(np.maximum(solution, 1e-4 * np.exp(target - target.max()).mean())) + np.log(scale) - top
+        logs = np.log(np.maximum(solution, 1e-4 * np.exp(target - target.max()).mean())) + target.max() - top
         theta = np.concatenate([logs, shape])
         error = np.exp(law.predict(theta, x)[0] - y.max()) - np.exp(y - y.max())
         found.append((float(error @ error), theta))
@@ -98,17 +97,18 @@ def descend(
     for delta in objective.deltas:
         previous = np.inf
         for _ in range(rounds):
-            residual, gradient, _ = _residual(law, theta, x, y)
-            value = float(weights @ huber(delta, residual))
+            prediction, gradient, _ = law.predict(theta, x)
+            value = float(weights @ huber(delta, prediction - y))
             if not value < previous * (1 - 1e-9) or value < ROUNDING * len(y):
                 break
             previous = value
             basis = _whiten(gradient * np.sqrt(weights)[:, None])
 
             def step(z: np.ndarray, theta=theta, basis=basis, delta=delta) -> tuple[float, np.ndarray]:
-                r, g, _ = _residual(law, theta + basis @ z, x, y)
-                slope = (weights * np.clip(r, -delta, delta)) @ g @ basis
-                total = float(weights @ huber(delta, r))
+                prediction, gradient, _ = law.predict(theta + basis @ z, x)
+                residual = prediction - y
+                slope = (weights * np.clip(residual, -delta, delta)) @ gradient @ basis
+                total = float(weights @ huber(delta, residual))
                 return (total, slope) if np.isfinite(total) and np.isfinite(slope).all() else (1e300, np.zeros_like(z))
 
             # A gradient below this changes the sum by less than it is rounded; fresh coordinates beat many iterations.
@@ -118,12 +118,6 @@ def descend(
                 break
             theta = theta + basis @ ended.x
     return theta
-
-
-def _residual(law: Law, theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    with np.errstate(all="ignore"):
-        prediction, gradient, share = law.predict(theta, x)
-    return prediction - y, gradient, share
 
 
 def _whiten(gradient: np.ndarray) -> np.ndarray:

@@ -15,14 +15,15 @@ def derived(law: Law, theta: np.ndarray, k: float, budget: float) -> dict[str, f
     if law.inner is None:
         return {}
     floor, a_n, b_d, alpha, beta, outer = law.inner(law.raw(theta))
-    with np.errstate(all="ignore"):
-        a, b, g = (np.divide(e, alpha + beta) for e in (beta, alpha, alpha * beta))
-        ratio = np.divide(alpha * a_n, beta * b_d) ** (1 / (alpha + beta)) if min(alpha, beta) > 0 else np.nan
-        size, tokens = ratio * (budget / k) ** a, (budget / k) ** b / ratio
-        excess = a_n * size**-alpha + b_d * tokens**-beta
-        loss = (floor + excess) ** outer
-        better = np.maximum(loss - GAIN, 0) ** (1 / outer) - floor
-        gain = (excess / better) ** (1 / g) if better > 0 else np.nan
+    if not min(alpha, beta) > 0:
+        alpha = beta = np.nan
+    a, b, g = (e / (alpha + beta) for e in (beta, alpha, alpha * beta))
+    ratio = (alpha * a_n / (beta * b_d)) ** (1 / (alpha + beta))
+    size, tokens = ratio * (budget / k) ** a, (budget / k) ** b / ratio
+    excess = a_n * size**-alpha + b_d * tokens**-beta
+    loss = (floor + excess) ** outer
+    better = np.maximum(loss - GAIN, 0) ** (1 / outer) - floor
+    gain = (excess / better) ** (1 / g) if better > 0 else np.nan
     values = {"a": a, "b": b, "g": g * outer, "C": budget, "N*": size, "D*": tokens, "D*/N*": tokens / size}
     values |= {"loss*": loss, "compute_equivalent_gain": gain}
     return {name: float(value) for name, value in values.items()}

@@ -46,7 +46,9 @@ def fit_laws(
     warnings = [*points.warnings, *([warning] if warning else [])]
     for law, found, (x, y) in zip(laws, minima, data, strict=True):
         own = diagnostics.examine(law, found, x, y, settings.objective)
-        own["drop_sensitivity"] = _named(law, points, diagnostics.drops(law, *_data(law, every), settings.objective))
+        own["drop_sensitivity"] = _named(
+            law, points, diagnostics.drops(law, found.theta, *_data(law, every), settings.objective)
+        )
         own["delta_sensitivity"] = _named(law, points, diagnostics.deltas(law, found.theta, x, y))
         checks |= own if law is laws[0] else {law.target: own}
         warnings += doubts.of_fit(law, own, len(points))

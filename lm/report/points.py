@@ -12,6 +12,7 @@ import numpy as np
 from lm.core import files
 from lm.core.errors import UsageError, unknown
 
+ALIASES = {"lr": "learning_rate", "batch": "batch_tokens", "U": "unique_tokens"}  # As row.json has them.
 FALSE = ("false", "0", "no", "")
 NAMED = 8  # Rows that a message lists before it only counts them.
 
@@ -59,6 +60,7 @@ def read(name: str | os.PathLike, needed: Sequence[str], optional: Iterable[str]
     rows = _read_folder(name) if files.path(name).is_dir() else _read_csv(name)
     if not rows:
         raise UsageError(f"--runs={name} holds no rows: give a CSV file, or a folder with row.json files below it")
+    rows = [{short: row[name] for short, name in ALIASES.items() if name in row} | row for row in rows]
     warnings: list[str] = []
     rows = _keep(rows, lambda r: r.get("status", "done") == "done", "status is not done", warnings)
     rows = _keep(

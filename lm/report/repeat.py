@@ -47,8 +47,7 @@ def prepare(points: Points, objective: Objective) -> tuple[Law, Points]:
 
 def optimal_size(p: dict[str, float], tokens: np.ndarray) -> np.ndarray:
     """The N whose compute-optimal D is `tokens`: alpha A / N^alpha = beta B / D^beta."""
-    with np.errstate(all="ignore"):
-        size = (p["alpha"] * p["A"] / (p["beta"] * p["B"]) * tokens ** p["beta"]) ** (1 / p["alpha"])
+    size = (p["alpha"] * p["A"] / (p["beta"] * p["B"]) * tokens ** p["beta"]) ** (1 / p["alpha"])
     return np.where(np.isfinite(size), np.maximum(size, 1), np.inf)
 
 

@@ -84,6 +84,33 @@ def test_row_files_are_read_and_unusable_runs_left_out_by_name(tmp_path):
     ]
 
 
+def test_runs_that_vary_the_learning_rate_are_fitted_from_their_row_files(tmp_path):
+    rows = [
+        {"N": n, "D": 20 * n, "learning_rate": lr, "loss": 2 + 0.01 * np.log2(lr / (3 * n**-0.4)) ** 2}
+        for n in (1e6, 1e7, 1e8)
+        for lr in 3 * n**-0.4 * 2.0 ** np.arange(-3, 3)
+    ]
+    found = run(tmp_path, write_rows(tmp_path / "runs", rows), "--predict=1e9,2e10", form="hparams", bootstrap=10)
+    assert found["params"] == pytest.approx({"lr_constant": 3, "lr_N": -0.4})
+    assert found["derived"]["predicted_lr"] == pytest.approx(3 * 1e9**-0.4)
+    assert (tmp_path / "fit" / "fit.png").exists()
+
+
+@pytest.mark.parametrize("case", ["rising", "constant", "one ratio"])
+def test_rows_without_a_law_are_warned_about(tmp_path, case):
+    columns = small(noise=0)
+    if case == "one ratio":
+        columns["D"] = 20 * columns["N"]
+        columns["loss"] = 1.69 + 400 * columns["N"] ** -0.34
+    else:
+        columns["loss"] = np.log(columns["N"]) if case == "rising" else np.full(25, 3.0)
+    found = run(tmp_path, write_csv(tmp_path / "p.csv", **columns), bootstrap=5)
+    assert any(
+        {"rising": "alpha ended", "constant": "A ended", "one ratio": "correlate 1.000"}[case] in w
+        for w in found["warnings"]
+    )
+
+
 def test_a_misfit_says_so_in_its_warnings(tmp_path):
     columns = small(noise=0)
     columns["loss"] = columns["loss"] + 3e9 / (columns["N"] ** 0.5 * columns["D"] ** 0.55)

@@ -65,8 +65,8 @@ def test_the_quanta_source(a):
 
 
 @pytest.mark.parametrize("budgets, sizes", [(9, 9), (4, 6)])
-@pytest.mark.parametrize("noise", [0.001, 0.003, 0.01])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("noise", [0.001, 0.01])
+@pytest.mark.parametrize("seed", range(2))
 def test_a_true_law_with_noise_is_not_called_a_misfit(budgets, sizes, noise, seed):
     found = fit("chinchilla", **surface(*TRUTH, budgets, sizes, noise=noise, seed=seed))
     assert not any(MISFIT in w for w in found.warnings)
