@@ -92,6 +92,11 @@ def load(folder: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tu
     entries = [e for e in family.tensors(model, architecture) if e.name in names or e.name not in zero]
     unused = getattr(family, "UNUSED", "")
     _check_tensors(folder, entries, spec, {name: reader.shapes[old] for name, old in names.items()}, unused)
+    for name, computed in _constants(family, model, architecture).items():
+        if name in names and not _agree(np.asarray(reader.read(names[name]), np.float32), computed):
+            raise UsageError(
+                f"{folder}: tensor {name} is not the table that {architecture} computes, and no other is supported"
+            )
     arrays = {path: np.zeros(p.shape, p.dtype) for path, p in spec.items()}
     for entry in entries:
         tensor = np.asarray(reader.read(names[entry.name]), np.float32)
@@ -136,7 +141,7 @@ def save(
     architecture, family, config = express(model, architecture)
     spec = tree.flatten(model.spec())
     shapes = {entry.name: _file_shape(entry, spec) for entry in family.tensors(model, architecture)}
-    constants = family.constants(model, architecture) if hasattr(family, "constants") else {}
+    constants = _constants(family, model, architecture)
     shapes |= {name: array.shape for name, array in constants.items()}
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -255,6 +260,17 @@ def _check_tensors(
     for name, shape in wanted.items():
         if shapes[name] != shape:
             raise UsageError(f"{folder}: tensor {name} has shape {shapes[name]}, and the config says {shape}")
+
+
+def _constants(family: Any, model: Any, architecture: str) -> dict[str, np.ndarray]:
+    """{name: array} of what the class's file holds and no training changes."""
+    return family.constants(model, architecture) if hasattr(family, "constants") else {}
+
+
+def _agree(found: np.ndarray, computed: np.ndarray) -> bool:
+    """Up to float32's rounding of the angles, on the rows that both have."""
+    rows = min(len(found), len(computed))
+    return found.shape[1:] == computed.shape[1:] and np.allclose(found[:rows], computed[:rows], atol=1e-3)
 
 
 def _on_devices(arrays: dict[str, np.ndarray], model: Any, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:

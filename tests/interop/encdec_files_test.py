@@ -161,3 +161,13 @@ def test_forward_names_what_is_missing_and_checks_both_vocabularies():
         1,
         128,
     )
+
+
+def test_a_table_of_positions_that_is_not_computed_is_refused(tmp_path):
+    model, name = FOLDERS["FSMTForConditionalGeneration"], "model.decoder.embed_positions.weight"
+    lm.interop.save(tmp_path, model, randomized(model, 0))
+    rewrite(tmp_path, lambda arrays: arrays | {name: arrays[name][:7]})
+    lm.load(tmp_path)
+    rewrite(tmp_path, lambda arrays: arrays | {name: arrays[name] + 0.01})
+    with pytest.raises(UsageError, match=name):
+        lm.load(tmp_path)
