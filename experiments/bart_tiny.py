@@ -1,8 +1,9 @@
 """A small BART on any corpus folder, on a laptop.
 
-Claim: the loss of the text falls below the entropy of single tokens, which ignores all context.
+Claim: the loss of the text falls below the entropy of single tokens, which ignores all context, and so does `lost_nll`,
+that of tokens which the source has lost: 4.69 nats on SQuAD's paragraphs, where tokens by frequency have 6.96.
 Command: lm train --experiment=bart_tiny --corpus=DIR --workdir=runs/bart_tiny
-Hardware and time: 2 CPU cores, minutes.
+Hardware and time: 2 CPU cores, 15 minutes.
 """
 
 import dataclasses
@@ -25,6 +26,6 @@ def run() -> Run:
         objective=Denoise(),
         optimizer=AdamW(weight_decay=0.01, clip_norm=1.0),
         schedule=Cosine(peak=1e-3, final=1e-4, warmup_steps=100),
-        train=Train(steps=1500, batch_size=16, seq_len=128, eval_every=250, save_every=500),
+        train=Train(steps=3000, batch_size=16, seq_len=128, eval_every=250, save_every=500),
         evals=Evals(max_tokens=50_000),
     )

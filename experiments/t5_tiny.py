@@ -1,8 +1,9 @@
 """A small T5 on any corpus folder, on a laptop.
 
-Claim: the loss of sentinels and lost spans falls below the entropy of single tokens, which ignores all context.
+Claim: the loss of sentinels and lost spans falls below the entropy of single tokens, which ignores all context, and so,
+later, does `text_nll`, that of the spans alone: 6.78 nats on SQuAD's paragraphs, where tokens by frequency have 6.96.
 Command: lm train --experiment=t5_tiny --corpus=DIR --workdir=runs/t5_tiny
-Hardware and time: 2 CPU cores, minutes.
+Hardware and time: 2 CPU cores, 15 minutes.
 """
 
 import dataclasses
@@ -16,11 +17,13 @@ from lm.train.schedules import Cosine
 
 def run() -> Run:
     """4 and 4 layers, 128 wide, sources of 128."""
+    base = bart_tiny.run()
     return dataclasses.replace(
-        bart_tiny.run(),
+        base,
         model=dataclasses.replace(t5_base.run().model, **bart_tiny.SIZES, head_dim=32, logit_scale=128**-0.5),
         objective=SpanCorruption(),
         schedule=Cosine(peak=2e-3, final=2e-4, warmup_steps=100),
+        train=dataclasses.replace(base.train, steps=4500),
     )
 
 
