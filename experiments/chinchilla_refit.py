@@ -17,6 +17,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
+from lm.core import files
 from lm.report import figures, fit, table
 from lm.report.minimize import Objective
 from lm.report.result import Result, Settings
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> None:
     rows = _read(_POINTS.value)
     main_fit = _fit(out / "points.csv", rows, Settings(drop_highest=5, bootstrap=_BOOTSTRAP.value, budget=BUDGET))
     (out / "fit.txt").write_text(table.text(main_fit))
+    files.write_json(out / "fit.json", table.to_json(main_fit))
     figures.save(main_fit, out / "fit.png")
     shown = Table("rule", "points", "E", "alpha", "beta", "a", "N* at 5.76e23", "D*/N*", box=None)
     for rule, kept, settings in _rules(rows):

@@ -19,13 +19,13 @@ from experiments import mup_width
 from lm.train.run import Run
 from lm.train.schedules import Constant
 
-WIDTHS = (64, 128, 256)
-OCTAVES = tuple(range(-11, -4))  # Learning rates are 2 to these powers.
+WIDTHS = (128, 256, 512)
+OCTAVES = tuple(range(-13, -5))  # Learning rates are 2 to these powers.
 LARGEST, CONTROL = 1.0, 1.5  # Octaves: of muP's drift over a 4-fold width; of the control's over all widths.
 
 
 def run() -> list[Run]:
-    """3 widths, 7 learning rates, muP and the standard parametrization: 150 steps each."""
+    """3 widths, 8 learning rates, muP and the standard parametrization: 150 steps each."""
     return [
         dataclasses.replace(
             base,

@@ -24,17 +24,17 @@ def run() -> list[Run]:
 
 
 def gpu() -> list[Run]:
-    """Widths from 64 to 384 in 2 to 6 layers at four budgets from 1e14 to 3e15, in bfloat16; text repeats."""
+    """Widths from 64 to 512 in 2 to 8 layers at four budgets from 1e14 to 3e15, in bfloat16; text repeats."""
     start = _start()
     start = dataclasses.replace(
         start, train=dataclasses.replace(start.train, batch_size=64, seq_len=256, eval_every=10_000, save_every=10_000)
     )
-    models = {f"d{width}": _shape(start, width, layers, dtype="bfloat16", scan=True) for width, layers in _GPU}
+    models = {f"d{w}x{n}": _shape(start, w, n, dtype="bfloat16", scan=True) for w, n in _GPU}
     return ladder.isoflop(start, models, (1e14, 3e14, 1e15, 3e15), ratios=(1, 300))
 
 
 _LAPTOP = ((16, 2), (24, 2), (32, 2), (40, 2), (48, 2), (64, 3), (96, 3))
-_GPU = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8))
+_GPU = ((64, 2), (96, 3), (128, 4), (160, 4), (192, 4), (256, 4), (256, 6), (384, 6), (512, 8))
 
 
 def _start() -> Run:

@@ -55,14 +55,17 @@ class Sweep:
 def main(values: flags.FlagValues) -> int:
     """Runs what is missing, prints the table of all; returns the exit code."""
     experiment, workdir = required(values, "experiment"), required(values, "workdir")
-    sweep = load(experiment, workdir, value(values, "set"), value(values, "corpus"))
-
+    from lm.core import files
     from lm.main import workers
 
+    if not files.is_local(workdir):
+        raise UsageError(f"--workdir={workdir}: a sweep needs a file system, local or shared, for its workers' files")
+    answers = workers.take_stdout() if value(values, "worker") else None
+    sweep = load(experiment, workdir, value(values, "set"), value(values, "corpus"))
+    if answers is not None:
+        return workers.work(sweep, answers)
     if value(values, "launcher") == "none":
         return _print_plan(sweep)
-    if value(values, "worker"):
-        return workers.work(sweep)
     names = _chosen(list(sweep.runs), value(values, "only"))
     ended = [name for name in sweep.runs if _ended(sweep, name)]
     missing = [name for name in names if name not in ended]
@@ -145,7 +148,10 @@ def _ended(sweep: Sweep, name: str) -> bool:
     from lm.report import row
 
     found = row.read(sweep.folder(name))
-    return found is not None and found.get("status") in ("done", "diverged")
+    if found is None:
+        return False
+    # What the experiment measures on the finished run belongs to its row.
+    return found["status"] == "diverged" or "measured" in found or sweep.beside("measure") is None
 
 
 def _print_plan(sweep: Sweep) -> int:
@@ -171,7 +177,10 @@ def _launch(values: flags.FlagValues, sweep: Sweep, missing: list[str]) -> int:
     command += [f"--workdir={sweep.workdir}"]
     command += [f"--{name}={item}" for name in ("corpus", "set") for item in _listed(value(values, name))]
     lines = [shlex.join([*command, f"--only={name}"]) for name in missing]
-    if value(values, "launcher") == "commands" or not lines:
+    if not lines:
+        print(f"nothing is missing: {sweep.workdir}")
+        return 0
+    if value(values, "launcher") == "commands":
         print("\n".join(lines))
         return 0
     script = pathlib.Path(sweep.workdir) / "sweep.sbatch"

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -73,6 +74,8 @@ class _Board:
         self._why[name] = why
 
     def end(self, name: str, code: int) -> None:
+        if self.stopping and code not in ENDED:
+            code = RESTART
         with self._lock:
             again = code not in (*ENDED, USAGE) and not self.stopping and self._tries[name] <= self._retries
             states = {DONE: "done", SUSPICIOUS_RESULT: "diverged", RESTART: "stopped"}
@@ -84,9 +87,9 @@ class _Board:
     def code(self) -> int:
         states = list(self._states.values())
         failed = [name for name, state in self._states.items() if state == "failed"]
-        for name in failed:
+        for name in (*failed, *(name for name, state in self._states.items() if state == "stopped")):
             why = self._why.get(name) or _last_line(os.path.join(self._sweep.folder(name), LOG))
-            self._console.print(f"{name} failed: {why}")
+            self._console.print(f"{name} {self._states[name]}: {why}")
         done = sum(state in ("done", "diverged") for state in states)
         diverged = f", {states.count('diverged')} of them diverged" if "diverged" in states else ""
         self._console.print(f"{done} of {len(self._sweep.runs)} runs have ended{diverged}: {self._sweep.workdir}")
@@ -132,7 +135,12 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         last = None
         while (name := self._board.take(last)) is not None:
-            self._board.end(name, self._train(name))
+            try:
+                code = self._train(name)
+            except Exception as error:  # Such as no memory for another process.
+                self._board.explain(name, f"{type(error).__name__}: {error}")
+                code = FAILED
+            self._board.end(name, code)
             last = name
         if self._process is not None:
             self._process.communicate()
@@ -156,66 +164,94 @@ class _Worker(threading.Thread):
                 )
             if self._cores:
                 os.sched_setaffinity(self._process.pid, self._cores)
+            if self._board.stopping:  # The signal came before there was a process to send it on to.
+                self.stop()
         names, answers = self._process.stdin, self._process.stdout
         assert names is not None and answers is not None  # Both are pipes.
         try:
             names.write(name + "\n")
             names.flush()
-            return int(json.loads(answers.readline())["code"])
+            answer = json.loads(answers.readline())
         except (OSError, ValueError):
-            died = f"its process ended with code {self._process.wait()}"
-            self._board.explain(name, _last_line(self._log) or died)
-            return FAILED
+            self._process.kill()
+            code = self._process.wait()
+            self._board.explain(name, f"its process ended with code {code}. {_last_line(self._log)}")
+            return RESTART if code == RESTART else FAILED
+        if answer["ends"]:
+            self._process.wait()
+        return answer["code"]
 
 
-def work(sweep: Any) -> int:
+def take_stdout() -> IO[str]:
+    """Where a worker answers: its standard output, which all that prints loses to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def work(sweep: Any, answers: IO[str]) -> int:
     """A worker: trains the runs whose names come on standard input, and answers each with its exit code.
 
-    It ends with its parent: where the input ends while a run goes on, the run is told to save.
+    It ends with its parent: where the input ends while a run goes on, the run is told to save. SIGTERM saves a run
+    that trains, and ends the process at once outside of training, where nothing is lost.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(RESTART))
     from lm.main import devices
     from lm.main.train import parameters
 
     runs = sweep.runs.values()
     devices.start(math.gcd(*(r.train.batch_size for r in runs)), max(parameters(r.model) for r in runs))
     names: queue.Queue[str | None] = queue.Queue()
-    busy = threading.Event()
+    busy, closed = threading.Event(), threading.Event()
 
     def read() -> None:
         for line in sys.stdin:
             names.put(line.strip())
+        closed.set()
         names.put(None)
         if busy.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    answers = os.fdopen(os.dup(1), "w")
     threading.Thread(target=read, daemon=True).start()
     while (name := names.get()) is not None:
         busy.set()
-        code = _train(sweep, name)
+        if closed.is_set():  # The parent died before the run began.
+            return RESTART
+        code, held = _train(sweep, name)
         busy.clear()
-        answers.write(json.dumps({"name": name, "code": code}) + "\n")
+        ends = code == RESTART and not held
+        answers.write(json.dumps({"name": name, "code": code, "ends": ends}) + "\n")
         answers.flush()
-        if code == RESTART:
+        if ends:
             return RESTART
     return DONE
 
 
-def _train(sweep: Any, name: str) -> int:
+def _train(sweep: Any, name: str) -> tuple[int, bool]:
+    """(exit code, whether another process holds the run: RESTART then)."""
     from lm.core import files
     from lm.main.train import train
     from lm.report import row
+    from lm.train.lock import Held
 
     folder = sweep.folder(name)
     files.path(folder).mkdir(parents=True, exist_ok=True)
     with open(os.path.join(folder, LOG), "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+        held = False
         try:
-            code = train(sweep.runs[name], sweep.experiment, folder)
+            for wait_s in (2, 4, 8, 16, 30, 0):  # A killed sweep's worker may be saving still.
+                try:
+                    code = train(sweep.runs[name], sweep.experiment, folder)
+                    break
+                except Held as error:
+                    print(error, file=sys.stderr)
+                    code, held = RESTART, wait_s == 0
+                    time.sleep(wait_s)
             measure = sweep.beside("measure")
             if code == DONE and measure is not None:
-                row.add(folder, **measure(sweep.runs[name], folder))
+                row.add(folder, measured=True, **measure(sweep.runs[name], folder))
         except UsageError as error:  # A further try would end in the same.
             print(error, file=sys.stderr)
             code = USAGE
@@ -224,7 +260,7 @@ def _train(sweep: Any, name: str) -> int:
             code = FAILED
         sys.stdout.flush()
         sys.stderr.flush()
-        return code
+        return code, held
 
 
 @contextlib.contextmanager
@@ -260,11 +296,13 @@ def _cores(index: int, count: int) -> list[int]:
 
 def _share(index: int, count: int) -> dict[str, str]:
     """A GPU of its own for each worker, in turns; the memory of one in parts where workers outnumber them."""
-    gpus = [f for f in os.listdir("/dev") if f.startswith("nvidia") and f[6:].isdigit()] if os.name == "posix" else []
-    if count == 1 or not gpus or "CUDA_VISIBLE_DEVICES" in os.environ:
+    found = [f[6:] for f in os.listdir("/dev") if f.startswith("nvidia") and f[6:].isdigit()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = sorted(found) if visible is None else [gpu for gpu in visible.split(",") if gpu]
+    if count == 1 or not found or not gpus:
         return {}
     each = -(-count // len(gpus))
-    return {"CUDA_VISIBLE_DEVICES": str(index % len(gpus)), "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / each:.2f}"}
+    return {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)], "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / each:.2f}"}
 
 
 def _progress(sweep: Any, name: str) -> tuple[str, str, str, str]:

@@ -25,7 +25,7 @@ def notes(arms: Sequence[Arm], base: Arm, missing: Sequence[str]) -> list[str]:
     """What a reader must know beside the table, one sentence each."""
     said = [
         f"Loss is validation loss in nats a token at each arm's best learning rate; differences are to {base.label}. "
-        f"Intervals are {compare.LEVEL:.0%}; p is Welch's unless seeds share data order and weights and correlate."
+        f"Intervals are {compare.LEVEL:.0%}; tests are Welch's, or paired where seeds share data order and correlate."
     ]
     seen = compare.detectable(base.losses)
     if math.isfinite(seen):
@@ -41,6 +41,9 @@ def notes(arms: Sequence[Arm], base: Arm, missing: Sequence[str]) -> list[str]:
     at_edge = [f"{arm.label} ({arm.edge})" for arm in arms if arm.edge in ("lowest", "highest")]
     if at_edge:
         said.append(f"Best learning rate at the edge of those tried, better may lie beyond: {', '.join(at_edge)}.")
+    unstable = [arm.label for arm in arms if arm.diverged[0] != "0"]
+    if unstable:
+        said.append(f"Seeds diverged, and rates at which none did were taken first: {', '.join(unstable)}.")
     undecayed = [row["name"] for arm in arms for row in arm.best if not row["decayed"]]
     if undecayed:
         said.append(f"Learning rate not decayed at the end: {', '.join(undecayed)}.")

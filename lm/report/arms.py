@@ -49,7 +49,8 @@ def read(folder: str | os.PathLike) -> tuple[list[Arm], list[str]]:
     Raises UsageError for a folder without rows, or with rows that name no configuration.
     """
     root = files.path(folder)
-    rows = [files.read_json(file) for file in files.find(root, "row.json")]
+    # A folder may have been moved since it was written.
+    rows = [files.read_json(file) | {"run": os.fspath(file.parent)} for file in files.find(root, "row.json")]
     if not rows:
         raise UsageError(f"--workdir={folder} has no row.json below it: train its runs with lm sweep first")
     order = files.read_json(root / ORDER)["runs"] if (root / ORDER).exists() else []
@@ -61,7 +62,7 @@ def read(folder: str | os.PathLike) -> tuple[list[Arm], list[str]]:
             raise UsageError(f"run {row['name']} has a row without its config: train it again")
         run = _without_seed_and_rate(config.from_json(row["config"]))
         groups.setdefault(config.digest(run), (run, []))[1].append(row)
-    arms = [_arm(run, members) for run, members in groups.values()]
+    arms = _named([_arm(run, _distinct(members)) for run, members in groups.values()])
     return arms, [name for name in order if name not in {row["name"] for row in rows}]
 
 
@@ -74,7 +75,8 @@ def baseline(arms: Sequence[Arm], label: str | None) -> Arm:
 
 
 def _without_seed_and_rate(run: Any) -> Any:
-    final = {"final": run.schedule.final / run.schedule.peak} if hasattr(run.schedule, "final") else {}
+    # Rounded, so that equal ratios stay equal at every rate.
+    final = {"final": float(f"{run.schedule.final / run.schedule.peak:.6g}")} if hasattr(run.schedule, "final") else {}
     return dataclasses.replace(
         run,
         name="",
@@ -87,10 +89,33 @@ def _without_seed_and_rate(run: Any) -> Any:
 def _arm(run: Any, rows: list[dict[str, Any]]) -> Arm:
     by_rate: dict[float, list[dict[str, Any]]] = {}
     for row in rows:
-        if _ended(row):
-            by_rate.setdefault(row["learning_rate"], []).append(row)
-    best = min(by_rate.values(), key=lambda found: sum(r["loss"] for r in found) / len(found), default=[])
+        by_rate.setdefault(row["learning_rate"], []).append(row)
+    ended = [([row for row in found if _ended(row)], len(found)) for found in by_rate.values()]
+
+    def rank(pair: tuple[list[dict[str, Any]], int]) -> tuple[int, int, float]:
+        """Rates at which seeds diverged come last, and those with fewer seeds: a survivor is no mean."""
+        found, tried = pair
+        return tried - len(found), -len(found), sum(row["loss"] for row in found) / len(found)
+
+    best = min((pair for pair in ended if pair[0]), key=rank, default=([], 0))[0]
     return Arm(_label([row["name"] for row in rows]), run, tuple(rows), tuple(best))
+
+
+def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each rate and pair of seeds: the same run under two names is one run."""
+    found = {(row["learning_rate"], row["seed"], row["data_seed"]): row for row in reversed(rows)}
+    return list(reversed(found.values()))
+
+
+def _named(arms: list[Arm]) -> list[Arm]:
+    """With labels that differ: a number after those that do not."""
+    labels = [arm.label for arm in arms]
+    return [
+        dataclasses.replace(arm, label=f"{arm.label} ({labels[: i + 1].count(arm.label)})")
+        if labels.count(arm.label) > 1
+        else arm
+        for i, arm in enumerate(arms)
+    ]
 
 
 def _ended(row: dict[str, Any]) -> bool:
@@ -99,6 +124,11 @@ def _ended(row: dict[str, Any]) -> bool:
 
 def _label(names: list[str]) -> str:
     """The parts that all its names share, without that of the seed."""
-    parts = [name.split("/") for name in names]
+    parts = [without_seed(name).split("/") for name in names]
     shared = [part for part in parts[0] if all(part in other for other in parts)] or parts[0]
-    return "/".join(part for part in shared if not re.fullmatch(r"seed\d+", part)) or names[0]
+    return "/".join(shared) or names[0]
+
+
+def without_seed(name: str) -> str:
+    """The name of a run without the part that names its seed: what replicates share."""
+    return "/".join(part for part in name.split("/") if not re.fullmatch(r"seed\d+", part))

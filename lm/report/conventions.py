@@ -31,16 +31,17 @@ def flops_per_token(model: Any, spec: Any, length: int) -> dict[str, float]:
 
     kaplan (Kaplan et al. 2020, 2001.08361): 6 x trunk; kaplan_attention adds 6 L s d. head: 6 x (trunk + head), and
     head_causal with 6 L s d, head_full with 12 L s d (PaLM's MFU, 2204.02311, appendix B). deepseek (2401.02954):
-    6 x trunk + 12 L s d. all: 6 x all parameters, untied (Hoffmann et al. 2022, 2203.15556); chinchilla: its
-    appendix F, with the embedding as a product and the softmax of attention. L layers, s = `length`, d = heads x
-    head width.
+    6 x trunk + 12 L s d. all: 6 x trunk, head and token table, untied (Hoffmann et al. 2022, 2203.15556);
+    chinchilla: its appendix F, with the token table as a product and the softmax of attention. Tables of positions are
+    in neither, as in the papers. L layers, s = `length`, d = heads x head width.
     """
     number = counts(model, spec)
-    trunk, head, embedding = (number[f"params_{name}"] for name in ("trunk", "head", "embedding"))
+    trunk, head = number["params_trunk"], number["params_head"]
+    tokens = params.count({name: part for name, part in spec.items() if name == "embed"}, "embedding")
     work = {
         "flops_kaplan": 6 * trunk,
         "flops_head": 6 * (trunk + head),
-        "flops_all": 6 * (trunk + head + embedding + params.count(spec, "vector")),
+        "flops_all": 6 * (trunk + head + tokens),
     }
     if not all(hasattr(model, name) for name in ("layers", "heads", "attention_flops")) or model.heads is None:
         return work
@@ -51,5 +52,5 @@ def flops_per_token(model: Any, spec: Any, length: int) -> dict[str, float]:
         "flops_head_causal": 6 * (trunk + head) + 6 * pairs,
         "flops_head_full": 6 * (trunk + head) + 12 * pairs,
         "flops_deepseek": 6 * trunk + 12 * pairs,
-        "flops_chinchilla": 3 * (2 * embedding + 2 * trunk + 4 * pairs + 3 * heads * length + 2 * head),
+        "flops_chinchilla": 3 * (2 * tokens + 2 * trunk + 4 * pairs + 3 * heads * length + 2 * head),
     }

@@ -38,6 +38,8 @@ def _curves(axes: Any, arms: Sequence[Arm]) -> None:
         if not curves:
             continue
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        if not steps:
+            continue
         tokens = np.array(steps) * arm.rows[0]["batch_tokens"]
         losses = np.array([[curve[step] for step in steps] for curve in curves])
         color = f"C{i % 10}"

@@ -72,7 +72,8 @@ def _curves(axes: Any, law: Law, theta: np.ndarray, points: Points, joint: bool)
             axes.plot(
                 6 * np.exp(path[:, 0] + path[:, 1]), np.exp(law.predict(theta, path)[0]), color=shade, linewidth=1
             )
-    budgets = np.geomspace(*(6 * np.exp(end(points.logs(["N", "D"]).sum(axis=1))) for end in (np.min, np.max)), 50)
+    compute = 6 * np.exp(points.logs(["N", "D"]).sum(axis=1))
+    budgets = np.geomspace(compute.min(), compute.max(), 50)
     best = [derived(law, theta, 6.0, c)["loss*"] for c in budgets]
     axes.plot(budgets, best, "k--", linewidth=1.2, label="the best size at each budget")
     axes.legend(frameon=False)

@@ -15,6 +15,7 @@ PRINTED = (
     "loss",
     "difference",
     "p (Holm)",
+    "test",
     "equivalence p",
     "compute gain",
     "parameters",
@@ -27,7 +28,7 @@ PRINTED = (
     "settings",
 )
 _INTERVALS = {"loss": "loss interval", "difference": "difference interval", "compute gain": "gain interval"}
-_LEFT = ("arm", "settings", "rate at edge")
+_LEFT = ("arm", "settings", "rate at edge", "test")
 
 
 def to_csv(table: Sequence[Cells]) -> str:

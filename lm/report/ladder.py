@@ -7,6 +7,7 @@ from typing import Any
 
 from lm.core.errors import UsageError
 from lm.report import conventions
+from lm.report.isoflop import FEWEST_SIZES
 
 WARMUP = 0.02  # Of a run's steps, at least one.
 
@@ -22,16 +23,16 @@ def isoflop(
 ) -> list[Any]:
     """At each budget C the models that see between `ratios` tokens a parameter: "C1e+15/NAME" (Hoffmann et al. 2022).
 
-    Raises UsageError for a budget with fewer than three models, of which no minimum can be told.
+    Raises UsageError for a budget with fewer models than lm fit --form=isoflop takes.
     """
     runs = []
     for budget in budgets:
         tokens = {name: budget / (6 * parameters(model)) for name, model in models.items()}
         fitting = [name for name in models if ratios[0] <= tokens[name] / parameters(models[name]) <= ratios[1]]
-        if len(fitting) < 3:
+        if len(fitting) < FEWEST_SIZES:
             raise UsageError(
-                f"budget {budget:.3g} has {len(fitting)} models within {ratios} tokens a parameter, and needs three: "
-                "add sizes, or widen ratios"
+                f"budget {budget:.3g} has {len(fitting)} models within {ratios} tokens a parameter, and needs "
+                f"{FEWEST_SIZES}: add sizes, or widen ratios"
             )
         runs += [lasting(base, models[n], tokens[n], f"C{budget:.3g}/{n}") for n in fitting]
     return runs

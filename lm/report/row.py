@@ -12,6 +12,7 @@ import jax
 from lm.core import config, files, params
 from lm.data.stream import Stream
 from lm.report import conventions
+from lm.report.arms import without_seed
 from lm.train import meters, metrics
 from lm.train.ledger import Ledger
 from lm.train.loop import learning_rates
@@ -62,7 +63,7 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dic
         **_losses(metrics.read(workdir)),
         "seed": train.seed,
         "data_seed": run.data.seed,
-        "group": os.path.dirname(run.name),
+        "group": without_seed(run.name),
         **sizes,
         **{name: work * tokens for name, work in per_token.items()},
         "flops_program": train.steps * train.batch_size * _program_flops(run, corpus),
@@ -116,13 +117,15 @@ def _losses(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _seconds(events: list[dict[str, Any]]) -> float:
-    """From each start to the last thing known of it: a kill leaves no stop."""
+    """From each start to the last that its process wrote: a kill leaves no stop, and what comes before the next start,
+    such as the lock being taken over, is not of the run's time.
+    """
     spans: list[list[datetime.datetime]] = []
     for event in events:
         now = datetime.datetime.fromisoformat(event["time"])
         if event["event"] == "start":
             spans.append([now])
-        elif spans:
+        elif spans and event["event"] in ("saved", "skipped", "not_finite", "stop"):
             spans[-1].append(now)
     return sum((span[-1] - span[0]).total_seconds() for span in spans)
 

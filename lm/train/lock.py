@@ -17,6 +17,10 @@ _MISSED = 3  # Heartbeats that a holder on another host may miss before its lock
 _Holder = dict[str, Any]
 
 
+class Held(UsageError):
+    """Another process has the folder, and lives."""
+
+
 class RunLock:
     """Holds `lock.json` of a run folder from `acquire` to `release`, or inside a `with`.
 
@@ -49,7 +53,7 @@ class RunLock:
         self.lost = False
 
     def acquire(self) -> "RunLock":
-        """Raises UsageError where another process holds the lock and lives."""
+        """Raises Held where another process holds the lock and lives."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         holder = self._take(_is_dead)
         if holder is not None and self._steal:
@@ -60,7 +64,7 @@ class RunLock:
             pulse = holder.get("id"), holder.get("beats")
             holder = self._take(lambda now: "no heartbeat" if (now.get("id"), now.get("beats")) == pulse else None)
         if holder is not None:
-            raise UsageError(
+            raise Held(
                 f"{self._file.parent} is in use by process {holder.get('pid')} on {holder.get('host')} since "
                 f"{holder.get('since')}: wait for it, stop it, or take the folder away from it with --steal"
             )

@@ -278,7 +278,10 @@ class _Trace:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and the first Ctrl-C set; a second signal acts as it would without us."""
+    """An event that SIGTERM and the first Ctrl-C set; a second Ctrl-C acts as it would without us.
+
+    Schedulers may send SIGTERM to a process and to its parent, which sends it on: it comes twice, and once counts.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -287,7 +290,8 @@ def _stop_signals() -> Iterator[threading.Event]:
 
     def request(number, frame):
         event.set()
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     for number in before:
         signal.signal(number, request)

@@ -27,7 +27,7 @@ def add_run(folder, arm, rate, seed, loss, status="done", **model):
         base,
         name=f"{arm}/lr{rate:g}/seed{seed}",
         model=dataclasses.replace(base.model, **model),
-        schedule=dataclasses.replace(base.schedule, peak=rate),
+        schedule=dataclasses.replace(base.schedule, peak=rate, final=rate / 10),
         train=dataclasses.replace(base.train, seed=seed),
     )
     workdir = folder / run.name
@@ -81,6 +81,25 @@ def test_arms_are_compared_at_their_best_rates_in_every_format(sweep, capfd):
     assert r"wide\_mlp" in (sweep / "report.tex").read_text()
     page = (sweep / "report.html").read_text()
     assert "<svg" in page and "<table>" in page and "http" not in page.replace("http://www.w3.org", "").split("<svg")[0]
+
+
+def test_a_survivor_is_no_best_rate_and_two_names_are_one_run(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, "plain", 1e-3, seed, 3.0 + 0.01 * seed)
+        add_run(tmp_path, "plain", 2e-3, seed, 2.5 if seed == 0 else None, "done" if seed == 0 else "diverged")
+    add_run(tmp_path / "again", "plain", 1e-3, 0, 3.0)
+    assert call("report", f"--workdir={tmp_path}") == 0
+    (arm,) = csv.DictReader((tmp_path / "report.csv").read_text().splitlines())
+    assert float(arm["learning rate"]) == 1e-3 and arm["seeds"] == "3" and arm["diverged"] == "2 of 6"
+
+
+def test_arms_at_any_rates_are_one_and_a_moved_folder_keeps_its_curves(tmp_path):
+    for rate in (1e-3, 3e-3, 1e-2, 3e-2):
+        add_run(tmp_path / "old", "plain", rate, 0, 3.0)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert call("report", f"--workdir={tmp_path / 'new'}") == 0
+    assert len((tmp_path / "new" / "report.csv").read_text().splitlines()) == 2
+    assert (tmp_path / "new" / "report.svg").read_text().count('id="line2d_') > 20
 
 
 def test_a_gain_in_compute_is_read_off_a_ladder(sweep, tmp_path):

@@ -37,7 +37,7 @@ def test_every_run_ends_in_a_row_and_the_verdict_is_said(swept):
     for name in NAMES:
         found = row(folder, name)
         assert found["status"] == "done" and found["decayed"] and found["name"] == name
-        assert found["group"] == name.split("/")[0] and found["D"] == 60 * 8 * 32
+        assert found["group"] == name.split("/")[0] and found["measured"] and found["D"] == 60 * 8 * 32
         assert 0.5 < found["flops_program"] / found["flops_head_full"] < 1.5 and found["loss_error"] > 0
         assert found["peak"] == found["learning_rate"] and found["C"] == 6 * found["N"] * found["D"]
         assert starts(folder, name) == 1
@@ -85,6 +85,17 @@ def test_a_run_that_cannot_be_is_named_and_the_others_end(tmp_path):
     assert "trying again" not in out  # What a user must mend fails again.
     assert "fewer than a window" in next(line for line in out.splitlines() if line.startswith("lr0.01/seed0 failed:"))
     assert row(tmp_path, "lr0.001/seed0")["status"] == "done"
+
+
+@pytest.mark.slow
+def test_a_measure_that_fails_fails_again_and_trains_nothing(tmp_path):
+    command = ("sweep", f"--experiment={TINY}:unmeasured", f"--workdir={tmp_path}", "--retries=0")
+    for _ in range(2):
+        process = start(*command, devices=None, stdout=subprocess.PIPE)
+        out, _ = process.communicate(timeout=400)
+        assert process.returncode == 1 and "not to be measured" in out
+    assert row(tmp_path, "odd/seed0")["status"] == "done" and "measured" not in row(tmp_path, "odd/seed0")
+    assert (tmp_path / "odd/seed0" / "metrics.jsonl").read_text().count('"step": 60,') == 2  # Training and validation.
 
 
 @pytest.mark.slow

@@ -46,8 +46,15 @@ def failing() -> list[Run]:
     return [dataclasses.replace(first, data=data), second]
 
 
+def unmeasured() -> list[Run]:
+    """A run that `measure` takes offence at."""
+    return [dataclasses.replace(_named(1e-2, 0), name="odd/seed0")]
+
+
 def measure(run: Run, folder: str) -> dict[str, float]:
     """What the sweep writes into each row."""
+    if run.name.startswith("odd"):
+        raise AssertionError("not to be measured")
     return {"peak": run.schedule.peak}
 
 

@@ -22,8 +22,8 @@ def test_each_convention_gives_its_published_formula():
     assert work["flops_head_causal"] == 797_815_296
     assert work["flops_head_full"] == 854_438_400
     assert work["flops_deepseek"] == 622_854_144
-    without_positions = dataclasses.replace(GPT2, positions="rotary", max_len=None)
-    chinchilla = conventions.flops_per_token(without_positions, without_positions.spec(), S)["flops_chinchilla"]
+    assert work["flops_all"] == 972_776_448
+    chinchilla = work["flops_chinchilla"]
     assert chinchilla == 1_087_349_760
     appendix_f = 2 * S * V * D + L * (24 * S * D**2 + 4 * S**2 * D + 3 * H * S**2) + 2 * S * V * D
     assert chinchilla == 3 * appendix_f / S

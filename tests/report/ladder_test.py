@@ -1,17 +1,19 @@
 """Plans: the budgets, ratios and schedules that were asked for."""
 
+import collections
 import dataclasses
 
 import pytest
 
-from experiments import ablate_positions
+from experiments import ablate_positions, scaling_python
 from lm.core.errors import UsageError
 from lm.report import ladder
+from lm.report.isoflop import FEWEST_SIZES
 
 BASE = ablate_positions.base()
 MODELS = {
     f"d{width}": dataclasses.replace(BASE.model, width=width, vocab_size=256, valid_vocab_size=256)
-    for width in (16, 24, 32, 48, 64)
+    for width in (16, 24, 32, 40, 48, 64)
 }
 
 
@@ -24,6 +26,12 @@ def test_an_isoflop_plan_spends_its_budgets_within_its_ratios():
         assert 1.9 < row["D/N"] < 301
     with pytest.raises(UsageError, match=r"1e\+15 has 0 models"):
         ladder.isoflop(BASE, MODELS, (1e15,))
+
+
+@pytest.mark.parametrize("variant", [scaling_python.run, scaling_python.gpu])
+def test_every_budget_of_the_isoflop_sweeps_has_the_sizes_that_its_fit_needs(variant):
+    budgets = collections.Counter(run.name.split("/")[0] for run in variant())
+    assert len(budgets) == 4 and min(budgets.values()) >= FEWEST_SIZES
 
 
 def test_each_run_has_a_schedule_as_long_as_itself():
