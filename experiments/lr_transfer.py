@@ -4,7 +4,7 @@ Claim: in muP the best learning rate moves by at most an octave from any width t
 best the loss falls with width; in the standard parametrization, the control, the best moves by at least one and a half
 octaves over all widths. (Yang et al. 2022, 2203.03466, figure 1.)
 Command: lm sweep --experiment=lr_transfer --workdir=runs/lr --parallel=2
-Hardware and time: 2 CPU cores, 5 minutes.
+Hardware and time: 2 CPU cores, 4 minutes; seen: 0.89 octaves in muP, 2.81 in the control (LOG.md).
 """
 
 import dataclasses

@@ -71,7 +71,7 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dic
         "seq_len": train.seq_len,
         "steps": train.steps,
         "batch_tokens": train.batch_size * train.seq_len,
-        "unique_tokens": min(tokens, corpus.splits["train"].tokens),
+        "unique_tokens": None if run.data.mixture else min(tokens, corpus.splits["train"].tokens),
         "validation_tokens": corpus.splits["validation"].tokens if "validation" in corpus.splits else 0,
         "optimizer": type(run.optimizer).__name__,
         "learning_rate": run.schedule.peak,
