@@ -1,7 +1,7 @@
 """A small decoder with experts in every second layer on any corpus folder, on a laptop.
 
-Claim: the loss falls well below the entropy of single tokens, and `balance` stays near 1: no expert is forgotten. Seen on
-SQuAD's paragraphs: 4.40 nats, where tokens by frequency have 6.96, and 1.03.
+Claim: the loss falls well below the entropy of single tokens (4.40 nats on SQuAD's paragraphs, where that is 6.96), and
+`balance` stays near 1: no expert is forgotten.
 Command: lm train --experiment=moe_tiny --corpus=DIR --workdir=runs/moe_tiny
 Hardware and time: 2 CPU cores, 15 minutes. `:dense` is the same work a token without experts.
 """
