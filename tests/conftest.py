@@ -19,6 +19,18 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_cpu_enable_async_dispatch", False)  # As the verbs have it: see lm/main/devices.py.
 
 
+MOST_MAPPINGS = 20_000  # Linux allows a process 65,530; XLA aborts where it gets no further one.
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs():
+    """Compiled programs take memory mappings for as long as jax keeps them: it forgets them in time."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def shared_data():
     """The folder of real data sets beside the checkout (or at LM_SHARED_DATA); the test skips without it."""

@@ -109,18 +109,18 @@ def test_without_a_context_limit_the_cache_serves_all(params):
 @pytest.mark.parametrize("positions", [{"positions": "learned", "max_len": 6}, {"positions": "sinusoidal"}], ids=str)
 def test_an_encoder_decoder_reads_the_prompts_and_continues_its_start(positions):
     model = EncDec(layers=2, width=16, heads=2, vocab_size=32, start_id=3, init_std=0.7, **positions)
-    params = specs.initialize(model.spec(), jax.random.key(0))
+    params, apply = specs.initialize(model.spec(), jax.random.key(0)), jax.jit(model.apply)
     for start in (None, [3, 7]):
         rows = generate(model, params, PROMPTS, 8, temperature=0, start=start)
         for prompt, row in zip(PROMPTS, rows, strict=True):
             ids = np.array([*(start or [3]), *row])
-            first = len(ids) - len(row)
-            for end in range(first, len(ids)):
-                # Beyond the positions there are, the last of them slide along.
-                seen = ids[max(0, end - (model.max_len or end)) : end]
-                batch = {"source_tokens_BS": prompt[None], "tokens_BL": seen[None]}
-                hidden = model.apply(params, batch).hidden_BLD[0, -1]
-                assert np.argmax(model.logits(model.head(params), hidden[None])) == ids[end]
+            first, reach = len(ids) - len(row), min(model.max_len or len(ids), len(ids) - 1)
+            # Beyond the positions there are, the last of them slide along.
+            for last in range(reach, len(ids)):
+                batch = {"source_tokens_BS": prompt[None], "tokens_BL": ids[None, last - reach : last]}
+                found = np.argmax(model.logits(model.head(params), apply(params, batch).hidden_BLD[0]), -1)
+                begin = first if last == reach else last
+                np.testing.assert_array_equal(found[begin - last - 1 :], ids[begin : last + 1])
     with pytest.raises(UsageError, match="start"):
         generate(MODEL, params, PROMPTS, 1, start=[1])
 

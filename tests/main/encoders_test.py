@@ -54,7 +54,7 @@ def test_figures_are_means_over_the_whole_split_whatever_the_batch(corpus, name)
     params = specs.initialize(run.model.spec(), jax.random.key(0))
     split, mesh = corpus.split("validation"), dataclasses.replace(Mesh(), data=1).build(jax.devices()[:1])
     figures = [scorer(run.model, run.objective, split, mesh, size, Evals(), 16)(params) for size in (1, 4, 64)]
-    assert set(figures[0]) == {f"val_{name}" for name in names}
+    assert set(figures[0]) == {f"val_{name}" for name in (*names, "loss_error")}
     # By hand, row by row, with no row past the end.
     stream = Stream(split, run.objective, 16, order="sequential")
     totals: dict[str, np.ndarray] = {}
