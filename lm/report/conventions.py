@@ -43,10 +43,10 @@ def flops_per_token(model: Any, spec: Any, length: int) -> dict[str, float]:
         "flops_head": 6 * (trunk + head),
         "flops_all": 6 * (trunk + head + tokens),
     }
-    if not all(hasattr(model, name) for name in ("layers", "heads", "attention_flops")) or model.heads is None:
+    if not hasattr(model, "heads") or not hasattr(model, "attention_flops"):
         return work
     heads = model.layers * model.heads
-    pairs = heads * (model.head_dim or model.width // model.heads) * length
+    pairs = heads * (getattr(model, "head_dim", None) or model.width // model.heads) * length
     return work | {
         "flops_kaplan_attention": 6 * trunk + 6 * pairs,
         "flops_head_causal": 6 * (trunk + head) + 6 * pairs,

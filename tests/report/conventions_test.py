@@ -7,6 +7,7 @@ import pytest
 from lm.models.decoder import Decoder
 from lm.models.encdec import EncDec
 from lm.report import conventions
+from tests.models import contract_test, electra_test, encdec_test, nnlm_test
 
 L, D, H, V, S = 12, 768, 12, 50257, 1024
 GPT2 = Decoder(layers=L, heads=H, width=D, vocab_size=V, max_len=S)
@@ -35,6 +36,20 @@ def test_a_tied_table_counts_as_head_and_as_embedding_and_once_in_total():
     assert a["params_head"] == b["params_head"] == V * D and a["params_embedding"] == (V + S) * D
     assert a["params_trunk"] == b["params_trunk"] == TRUNK
     assert b["params_total"] - a["params_total"] == V * D and a["params_total"] == 124_439_808
+
+
+EVERY = contract_test.MODELS | {f"{name} (encdec)": m for name, m in encdec_test.MODELS.items()}
+EVERY |= {"electra": electra_test.MODEL, "nnlm": nnlm_test.MODEL}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_model_is_counted(name):
+    model = EVERY[name]
+    counted = conventions.counts(model, model.spec())
+    work = conventions.flops_per_token(model, model.spec(), 16)
+    assert counted["params_trunk"] > 0 and counted["params_head"] > 0
+    assert work["flops_head"] == 6 * (counted["params_trunk"] + counted["params_head"])
+    assert ("flops_head_causal" in work) == (hasattr(model, "heads") and not hasattr(model, "decoder_layers"))
 
 
 def test_a_model_of_two_stacks_has_the_counts_without_attention():
