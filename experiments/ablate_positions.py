@@ -34,9 +34,11 @@ def base() -> Run:
 def arms() -> list[Run]:
     """Each form of positions, and none."""
     start = base()
+    width = start.model.width
     forms = {
         "rotary": {},
-        "sinusoidal": {"positions": "sinusoidal"},
+        # With tokens as large as sinusoids, as Vaswani et al. 2017 have them (1706.03762, section 3.4).
+        "sinusoidal": {"positions": "sinusoidal", "embed_scale": width**0.5, "init_std": width**-0.5},
         "learned": {"positions": "learned", "max_len": 128},
         "none": {"positions": "none"},
     }
