@@ -97,4 +97,5 @@ def _against(arm: Arm, base: Arm, margin: float | None) -> compare.Difference:
 
 def _settings(base: Arm, arm: Arm) -> str:
     changed = config.diff(base.run, arm.run)
-    return ", ".join(f"{name}={new}" for name, (_, new) in changed.items() if name not in HIDDEN)
+    shown = {name: f"{new:.6g}" if isinstance(new, float) else str(new) for name, (_, new) in changed.items()}
+    return ", ".join(f"{name}={new}" for name, new in shown.items() if name not in HIDDEN)
