@@ -20,7 +20,8 @@ from lm.train.schedules import Constant
 
 WIDTHS = (64, 128, 256, 512, 1024)
 LAYERS = (2, 4, 8, 16)
-PLACES = ("embeddings", "first layer", "last layer", "logits")
+# At equal shares of the depth: in CompleteP one layer of many adds less than one of few, and all together as much.
+PLACES = ("embeddings", "halfway", "last layer", "logits")
 LARGEST, CONTROL = 0.15, 0.5  # |slope| of what must not grow; slope of what must.
 
 
@@ -52,7 +53,7 @@ def measure(run: Run, folder: str) -> dict[str, float]:
         out = model.apply(params, {"tokens_BL": tokens_BL}, capture=("hidden_states",))
         states = out.captured["hidden_states"]
         logits = model.logits(model.head(params), out.hidden_BLD)[..., : model.valid_vocab_size]
-        return [jnp.abs(x).mean() for x in (states[0], states[1], states[-1], logits)]
+        return [jnp.abs(x).mean() for x in (states[0], states[len(states) // 2], states[-1], logits)]
 
     return dict(zip(PLACES, map(float, jax.jit(sizes)(params)), strict=True))
 
