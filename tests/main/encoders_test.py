@@ -75,6 +75,7 @@ def test_figures_are_means_over_the_whole_split_whatever_the_batch(corpus, name)
         )
 
 
+@pytest.mark.slow
 def test_a_trained_electra_becomes_either_class(corpus, tmp_path):
     (tmp_path / "tiny.py").write_text(
         "import lm.models.electra, lm.models.encoder, lm.objectives.detect, lm.train.run\n"
