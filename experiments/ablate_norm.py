@@ -1,12 +1,11 @@
 """Which norm, and where: layer norm or RMS norm, before the sublayers, after the sum, on both sides, on their output.
 
-Claim: before, on both sides and on the output lie within a hundredth of a nat of each other at this size, and a norm
+Claim, not tested by a run yet:
+before, on both sides and on the output lie within a hundredth of a nat of each other at this size, and a norm
 after the sum (the original Transformer) wants a lower rate.
 Command: lm sweep --experiment=ablate_norm --workdir=runs/norm --parallel=2 && lm report --workdir=runs/norm
 Hardware and time: 2 CPU cores, 30 minutes; `:small` 4 minutes, one rate and two seeds.
 """
-
-import dataclasses
 
 from experiments import ablate_positions
 from lm.report import ladder
@@ -26,10 +25,7 @@ def arms() -> list[Run]:
         "sandwich": rms | {"norm_place": "sandwich"},
         "output": rms | {"norm_place": "output", "qk_norm": "projection"},
     }
-    return [
-        dataclasses.replace(start, name=name, model=dataclasses.replace(start.model, **form))
-        for name, form in forms.items()
-    ]
+    return ladder.models(start, forms)
 
 
 def run() -> list[Run]:

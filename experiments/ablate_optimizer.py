@@ -1,6 +1,7 @@
 """AdamW, Muon, Lion, Adafactor and SGD, each over learning rates of its own.
 
-Claim: Muon reaches a loss that AdamW needs about half as many steps more for, and SGD with momentum is far behind.
+Claim, not tested by a run yet:
+Muon reaches a loss that AdamW needs about half as many steps more for, and SGD with momentum is far behind.
 Command: lm sweep --experiment=ablate_optimizer --workdir=runs/opt --parallel=2 && lm report --workdir=runs/opt
 Hardware and time: 2 CPU cores, 30 minutes; `:small` 4 minutes, one rate and two seeds.
 """

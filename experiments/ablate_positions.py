@@ -5,8 +5,6 @@ Command: lm sweep --experiment=ablate_positions --workdir=runs/abl --parallel=2 
 Hardware and time: 2 CPU cores, 25 minutes for 4 arms x 3 rates x 3 seeds; `:small` 3 minutes, one rate and two seeds.
 """
 
-import dataclasses
-
 from lm.data.stream import Data
 from lm.models.decoder import Decoder
 from lm.objectives.causal import Causal
@@ -42,10 +40,7 @@ def arms() -> list[Run]:
         "learned": {"positions": "learned", "max_len": 128},
         "none": {"positions": "none"},
     }
-    return [
-        dataclasses.replace(start, name=name, model=dataclasses.replace(start.model, **form))
-        for name, form in forms.items()
-    ]
+    return ladder.models(start, forms)
 
 
 def run() -> list[Run]:

@@ -1,6 +1,7 @@
 """IsoFLOP curves on the bytes of the standard library: the compute-optimal size, measured on a laptop or on one GPU.
 
-Claim: at each budget the loss over size has its minimum inside the grid, and the optimal size grows as a power of
+Claim, not tested by a run yet:
+at each budget the loss over size has its minimum inside the grid, and the optimal size grows as a power of
 compute, which lm fit --form=isoflop reads off with an interval.
 Command: lm sweep --experiment=scaling_python --workdir=runs/iso --parallel=2 && lm fit --runs=runs/iso --form=isoflop
 --out=runs/iso_fit

@@ -59,6 +59,14 @@ def lasting(base: Any, model: Any, tokens: float, name: str) -> Any:
     )
 
 
+def models(base: Any, settings: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """`base` with each set of settings of its model, by the name of the set: the arms of an ablation."""
+    return [
+        dataclasses.replace(base, name=name, model=dataclasses.replace(base.model, **changed))
+        for name, changed in settings.items()
+    ]
+
+
 def learning_rates(runs: Iterable[Any], peaks: Sequence[float]) -> list[Any]:
     """Every run at every peak: "NAME/lr0.001"; a schedule that ends above zero keeps the ratio of the two."""
     return [_at_peak(run, peak) for run in runs for peak in peaks]
