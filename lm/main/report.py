@@ -43,7 +43,7 @@ def main(values: flags.FlagValues) -> int:
     found, missing = arms.read(workdir)
     base = arms.baseline(found, value(values, "baseline"))
     table = ablation.table(found, base, value(values, "margin"), compute)
-    notes = ablation.notes(found, base, missing)
+    notes = ablation.notes(found, base, missing) + (ablation.gain_notes(table) if compute else [])
     picture = curves.draw(found)
     out = files.path(value(values, "out") or workdir)
     out.mkdir(parents=True, exist_ok=True)

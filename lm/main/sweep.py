@@ -35,6 +35,14 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("worker", None, "I/N: used by `lm sweep` itself", flag_values=values)
 
 
+def _check_launcher(values: flags.FlagValues) -> None:
+    launcher = value(values, "launcher")
+    idle = [] if launcher == "local" else ["parallel", "retries"] + ["only"] * (launcher == "none")
+    for name in idle:
+        if values[name].present:
+            raise UsageError(f"--{name} has no effect with --launcher={launcher}: leave it out")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """An experiment's runs, with the vocabulary and the corpus of each filled in, by name."""
@@ -55,6 +63,7 @@ class Sweep:
 def main(values: flags.FlagValues) -> int:
     """Runs what is missing, prints the table of all; returns the exit code."""
     experiment, workdir = required(values, "experiment"), required(values, "workdir")
+    _check_launcher(values)
     from lm.core import files
     from lm.main import workers
 

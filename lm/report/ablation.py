@@ -52,6 +52,12 @@ def notes(arms: Sequence[Arm], base: Arm, missing: Sequence[str]) -> list[str]:
     return said
 
 
+def gain_notes(table: Sequence[Cells]) -> list[str]:
+    """What stands for the gains in compute that were asked for and that no number can say."""
+    without = [c["arm"] for c in table if not math.isnan(c["difference"]) and math.isnan(c["compute gain"])]
+    return [f"No compute gain where the loss lies beyond the ladder or the law: {', '.join(without)}."] * bool(without)
+
+
 def _row(arm: Arm, base: Arm, found: compare.Difference | None, p_holm: float, compute: Callable | None) -> Cells:
     first = arm.rows[0]
     cells: Cells = {

@@ -103,7 +103,8 @@ def gain(
     rng = np.random.default_rng(0)
     means = np.array([np.mean(new), np.mean(base)])
     needed = compute(means[None], rng)[0]
-    point = float(needed[0] / needed[1])
+    with np.errstate(all="ignore"):  # Losses that the baseline never reaches cost inf, or cannot be told, NaN.
+        point = float(needed[0] / needed[1])
     if len(new) < 2 or len(base) < 2 or not math.isfinite(point):
         return (point if math.isfinite(point) else math.nan), UNKNOWN
     draws = np.stack([np.mean(x) + stats.sem(x) * rng.standard_t(len(x) - 1, DRAWS) for x in (new, base)], 1)

@@ -8,6 +8,7 @@ import numpy as np
 from lm.core.errors import UsageError, check_choice
 from lm.report import points, repeat
 from lm.report.bootstrap import Progress
+from lm.report.exponents import FLOPS
 from lm.report.hparams import fit_hparams
 from lm.report.isoflop import fit_isoflop
 from lm.report.laws import LAWS, power
@@ -85,10 +86,10 @@ def _task(form: str, rows: Points, settings: Settings, progress: Progress) -> Re
 
 FORMS = {
     "power": Form(("loss",), ("x", "N", "D", "C"), _power),
-    "chinchilla": Form(("N", "D", "loss"), ("C",), _law),
+    "chinchilla": Form(("N", "D", "loss"), ("C", *FLOPS), _law),
     "kaplan": Form(("N", "D", "loss"), ("C",), _law),
-    "isoflop": Form(("N", "C", "loss"), ("D",), fit_isoflop, has_objective=False),
-    "frontier": Form(("N", "C", "loss"), ("D",), fit_isoflop, has_objective=False),
+    "isoflop": Form(("N", "C", "loss"), ("D", *FLOPS), fit_isoflop, has_objective=False),
+    "frontier": Form(("N", "C", "loss"), ("D", *FLOPS), fit_isoflop, has_objective=False),
     "overtrain": Form(("N", "D", "loss"), ("C", "error"), _overtrain),
     "repeat": Form(("N", "D", "U", "loss"), ("C", "U_N"), _repeat),
     "hparams": Form(("N", "D", "loss"), ("lr", "batch"), fit_hparams, has_objective=False),

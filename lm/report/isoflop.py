@@ -12,7 +12,7 @@ import numpy as np
 from scipy.interpolate import Akima1DInterpolator
 
 from lm.core.errors import UsageError
-from lm.report import bootstrap, figures
+from lm.report import bootstrap, exponents, figures
 from lm.report.laws import power
 from lm.report.minimize import fit
 from lm.report.points import Points, listed
@@ -82,6 +82,7 @@ def fit_isoflop(form: str, points: Points, settings: Settings, progress: bootstr
             "losses": [float(m[1]) for _, m in found],
             "residual_sd": float(residuals.std()),
             "noise_sd": noise,
+            **exponents.of_minima([(size, s.budget / k / np.exp(size)) for s, (size, _) in found], points),
         },
         warnings=warnings,
         draw=lambda figure: figures.draw_isoflop(figure, slices, found, values, edges.get("a"), k, budget),

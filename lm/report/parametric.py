@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lm.core.errors import UsageError
-from lm.report import bootstrap, diagnostics, doubts, figures
+from lm.report import bootstrap, diagnostics, doubts, exponents, figures
 from lm.report.laws import Law
 from lm.report.minimize import descend, fit
 from lm.report.optimum import derived
@@ -52,6 +52,8 @@ def fit_laws(
         own["delta_sensitivity"] = _named(law, points, diagnostics.deltas(law, found.theta, x, y))
         checks |= own if law is laws[0] else {law.target: own}
         warnings += doubts.of_fit(law, own, len(points))
+    if laws[0].inner is not None:
+        checks |= exponents.of_law(laws[0], points, settings.objective)
     warnings += doubts.of_use(laws[0], points, params, errors, settings)
     return Result(
         form=form,

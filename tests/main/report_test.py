@@ -110,6 +110,10 @@ def test_a_gain_in_compute_is_read_off_a_ladder(sweep, tmp_path):
     expected = (1.0 / 0.95) ** (1 / 0.1274)
     assert float(wide["compute gain"]) == pytest.approx(expected, rel=0.05)
     assert float(wide["gain interval low"]) < expected < float(wide["gain interval high"])
+    assert "No compute gain" not in (tmp_path / "out" / "report.md").read_text()
+    ladder.write_text("C,loss\n1e14,9\n1e15,8\n")
+    assert call("report", f"--workdir={sweep}", f"--ladder={ladder}", f"--out={tmp_path / 'out'}") == 0
+    assert "beyond the ladder or the law: wide_mlp" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_what_cannot_be_is_refused(sweep, tmp_path, capfd):

@@ -72,6 +72,9 @@ def test_other_launchers_get_a_command_a_run(tmp_path, capfd):
     script = (tmp_path / "sweep.sbatch").read_text()
     assert "--array=0-3" in script and script.count("--only=") == 4
     assert subprocess.run(["bash", "-n", tmp_path / "sweep.sbatch"]).returncode == 0
+    for flags in (("commands", "--retries=2"), ("slurm", "--parallel=2"), ("none", "--only=lr0.01/*")):
+        assert call(*SWEEP, f"--workdir={tmp_path}", f"--launcher={flags[0]}", flags[1]) == 2
+        assert "has no effect" in capfd.readouterr().err
     assert call(*SWEEP, f"--workdir={tmp_path}", "--only=lr0.1/*") == 2
     assert "lr0.01/seed0" in capfd.readouterr().err
 

@@ -6,7 +6,7 @@ import pytest
 
 from lm.models.decoder import Decoder
 from lm.models.encdec import EncDec
-from lm.report import conventions
+from lm.report import conventions, exponents
 from tests.models import contract_test, electra_test, encdec_test, nnlm_test
 
 L, D, H, V, S = 12, 768, 12, 50257, 1024
@@ -17,6 +17,7 @@ TRUNK = 12 * L * D**2
 def test_each_convention_gives_its_published_formula():
     """The six with products alone, and Hoffmann's appendix F with the embedding as a product."""
     work = conventions.flops_per_token(GPT2, GPT2.spec(), S)
+    assert set(work) == set(exponents.FLOPS)
     assert work["flops_kaplan"] == 6 * TRUNK == 509_607_936
     assert work["flops_kaplan_attention"] == 566_231_040
     assert work["flops_head"] == 741_192_192

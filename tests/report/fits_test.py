@@ -162,6 +162,20 @@ def test_isoflop_intervals_hold_the_truth():
         assert low < 0.28 / 0.62 < high and high - low < 0.1
 
 
+@pytest.mark.parametrize("form", ["chinchilla", "isoflop"])
+def test_each_convention_of_work_has_an_exponent_of_its_own(form):
+    """Where it counts 3 sqrt(N) as the size, a law of N^-alpha is one of size^-2 alpha."""
+    columns = surface(*TRUTH, sizes=25)
+    N, D, (alpha, beta) = columns["N"], columns["D"], TRUTH[3:]
+    columns |= {"flops_head": 6 * N * D, "flops_kaplan": 18 * np.sqrt(N) * D}
+    found = fit(form, **columns)
+    assert found.diagnostics["a_by_flops"] == pytest.approx(
+        {"kaplan": beta / (2 * alpha + beta), "head": beta / (alpha + beta)}, abs=1e-3
+    )
+    assert found.diagnostics["a_by_flops"]["head"] == pytest.approx(found.derived["a"], abs=1e-9)
+    assert "a_by_flops" not in fit(form, **surface(*TRUTH)).diagnostics
+
+
 def test_a_bootstrap_by_group_is_wider_where_groups_share_their_error():
     columns = surface(*TRUTH)
     group = np.repeat(np.arange(27), 3)
