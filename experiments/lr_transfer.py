@@ -20,12 +20,13 @@ from lm.train.run import Run
 from lm.train.schedules import Constant
 
 WIDTHS = (128, 256, 512)
-OCTAVES = tuple(range(-13, -5))  # Learning rates are 2 to these powers.
+# Learning rates are 2 to these powers: around the best of either, which in the control falls with width.
+OCTAVES = {"mup": tuple(range(-11, -5)), "sp": tuple(range(-13, -6))}
 LARGEST, CONTROL = 1.0, 1.5  # Octaves: of muP's drift over a 4-fold width; of the control's over all widths.
 
 
 def run() -> list[Run]:
-    """3 widths, 8 learning rates, muP and the standard parametrization: 150 steps each."""
+    """3 widths, 6 learning rates in muP and 7 in the standard parametrization: 150 steps each."""
     return [
         dataclasses.replace(
             base,
@@ -36,7 +37,7 @@ def run() -> list[Run]:
         )
         for base in (mup_width.run(), mup_width.sp())
         for width in WIDTHS
-        for octave in OCTAVES
+        for octave in OCTAVES[base.model.parametrization]
     ]
 
 
@@ -44,13 +45,16 @@ def verdict(rows: list[dict[str, Any]], folder: pathlib.Path) -> tuple[str, bool
     """The losses, the best learning rates and whether they are as claimed; a picture in the folder."""
     losses: dict[str, dict[int, np.ndarray]] = {}
     for row in rows:
-        curves = losses.setdefault(row["name"].split("/")[0], {})
-        curve = curves.setdefault(row["width"], np.full(len(OCTAVES), np.inf))
+        kind = row["name"].split("/")[0]
+        curve = losses.setdefault(kind, {}).setdefault(row["width"], np.full(len(OCTAVES[kind]), np.inf))
         loss = row["loss"] if row["status"] == "done" else None
-        curve[OCTAVES.index(round(math.log2(row["learning_rate"])))] = math.inf if loss is None else loss
-    best = {kind: {width: _best(curve) for width, curve in curves.items()} for kind, curves in losses.items()}
-    lines = [f"{'':5} {'width':>5}" + "".join(f"   2^{octave:<3}" for octave in OCTAVES) + "   best"]
+        curve[OCTAVES[kind].index(round(math.log2(row["learning_rate"])))] = math.inf if loss is None else loss
+    best = {
+        kind: {width: _best(OCTAVES[kind], curve) for width, curve in curves.items()} for kind, curves in losses.items()
+    }
+    lines = []
     for kind, curves in losses.items():
+        lines.append(f"{'':5} {'width':>5}" + "".join(f"   2^{octave:<3}" for octave in OCTAVES[kind]) + "   best")
         for width, curve in curves.items():
             shown = "".join(f"{loss:8.4f}" for loss in curve)
             lines.append(f"{kind:5} {width:5}{shown}   2^{best[kind][width]:.2f}")
@@ -61,12 +65,13 @@ def verdict(rows: list[dict[str, Any]], folder: pathlib.Path) -> tuple[str, bool
 
 
 def _checks(mup: dict[int, np.ndarray], best: dict[str, dict[int, float]]) -> list[tuple[str, bool]]:
-    edges = [f"{kind} {w}" for kind in best for w, octave in best[kind].items() if octave in (OCTAVES[0], OCTAVES[-1])]
+    ends = {kind: (octaves[0], octaves[-1]) for kind, octaves in OCTAVES.items()}
+    edges = [f"{kind} {w}" for kind in best for w, octave in best[kind].items() if octave in ends[kind]]
     pairs = [(a, b) for a, b in itertools.combinations(WIDTHS, 2) if b == 4 * a]
     drift = max(abs(best["mup"][a] - best["mup"][b]) for a, b in pairs)
     control = best["sp"][WIDTHS[0]] - best["sp"][WIDTHS[-1]]
     shared = round(best["mup"][WIDTHS[0]])
-    at_shared = [float(mup[width][OCTAVES.index(shared)]) for width in WIDTHS]
+    at_shared = [float(mup[width][OCTAVES["mup"].index(shared)]) for width in WIDTHS]
     falls = all(b < a for a, b in itertools.pairwise(at_shared))
     return [
         (f"best learning rates lie inside the grid{': not those of ' + ', '.join(edges) if edges else ''}", not edges),
@@ -76,13 +81,13 @@ def _checks(mup: dict[int, np.ndarray], best: dict[str, dict[int, float]]) -> li
     ]
 
 
-def _best(curve: np.ndarray) -> float:
+def _best(octaves: tuple[int, ...], curve: np.ndarray) -> float:
     """The octave of the lowest point of the parabola through the minimum and its neighbours."""
     i = int(np.argmin(curve))
     if not 0 < i < len(curve) - 1 or not np.isfinite(curve[i - 1 : i + 2]).all():
-        return float(OCTAVES[i])
+        return float(octaves[i])
     left, middle, right = curve[i - 1 : i + 2]
-    return OCTAVES[i] + float((left - right) / (2 * (left - 2 * middle + right)))
+    return octaves[i] + float((left - right) / (2 * (left - 2 * middle + right)))
 
 
 def _plot(losses: dict[str, dict[int, np.ndarray]], best: dict[str, dict[int, float]], file: pathlib.Path) -> None:
@@ -95,9 +100,9 @@ def _plot(losses: dict[str, dict[int, np.ndarray]], best: dict[str, dict[int, fl
     colors = pyplot.get_cmap("viridis")(np.linspace(0.1, 0.85, len(WIDTHS)))
     for panel, (kind, curves) in zip(panels[0], losses.items(), strict=True):
         for color, (width, curve) in zip(colors, curves.items(), strict=True):
-            panel.plot(OCTAVES, curve, "o-", color=color, label=f"{width} wide")
+            panel.plot(OCTAVES[kind], curve, "o-", color=color, label=f"{width} wide")
             panel.axvline(best[kind][width], color=color, linestyle=":", linewidth=1)
-        panel.set(title=kind, xlabel="log2 of the learning rate", xticks=OCTAVES)
+        panel.set(title=kind, xlabel="log2 of the learning rate", xticks=OCTAVES[kind])
         panel.grid(alpha=0.3)
     finite = np.concatenate([curve[np.isfinite(curve)] for curves in losses.values() for curve in curves.values()])
     panels[0][0].set(ylabel="validation loss, nats a token", ylim=(finite.min() - 0.05, np.quantile(finite, 0.9)))

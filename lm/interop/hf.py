@@ -64,7 +64,7 @@ def subtree_tensors(known: Container[str], ours: str, name: str, index: int | No
 def without_training(model: Any) -> Any:
     """The model with the defaults of all settings that decide none of its numbers."""
     names = ("embed_dropout", "residual_dropout", "attention_dropout", "mlp_dropout", "init", "init_std")
-    free = (*names, "dtype", "remat", "scan")
+    free = (*names, "dtype", "attention_kernel", "remat", "scan")
     return dataclasses.replace(model, **{f.name: f.default for f in dataclasses.fields(model) if f.name in free})
 
 

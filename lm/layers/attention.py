@@ -1,23 +1,23 @@
-"""Attention: the spec of its projections, and softmax attention in blocks of queries."""
+"""Attention: the spec of its projections, what it computes, and which kernel computes it."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
+from lm.core.errors import UsageError, check_choice
+from lm.layers import attention_cudnn, attention_splash
+from lm.layers.attention_blocks import attend_in_blocks
 from lm.layers.linear import linear_spec
-from lm.layers.masks import visible
+from lm.parallel.mesh import platform
 
-# Scores are made one block of queries at a time, and causal blocks skip the future. Where the compiler runs the blocks
-# together, as XLA:CPU does in the backward pass, their scores are in memory together too.
-# Two blocks already gain on CPU at 256 tokens; below 128 rows the products get too small.
-MIN_QUERIES, MAX_QUERIES = 128, 512
-
-_HIDDEN = -1e30
+KERNELS = ("auto", "blocks", "splash", "cudnn")
+# The platforms that have a kernel of their own: why it refuses a call (None: it does not), and the call.
+_OWN = {
+    "tpu": ("splash", attention_splash.refusal, attention_splash.attend),
+    "gpu": ("cudnn", attention_cudnn.refusal, attention_cudnn.attend),
+}
 
 
 def attention_spec(
@@ -35,13 +35,21 @@ def attention_spec(
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What attention computes besides the products: all static."""
+    """What attention computes besides the products, and by which kernel: all static.
+
+    `kernel`: "blocks" runs anywhere and takes every mask; "splash" is for TPUs, "cudnn" for GPUs; "auto" is that of
+    the platform that the program is compiled for where it takes the call, else blocks.
+    """
 
     causal: bool = True
     window: int | None = None
     scale: float | None = None
     soft_cap: float | None = None
     dropout: float = 0.0
+    kernel: str = "auto"
+
+    def __post_init__(self):
+        check_choice("attention_kernel", self.kernel, KERNELS)
 
 
 def attention(
@@ -62,119 +70,19 @@ def attention(
     [B, L], of keys [B, S]), keeps attention inside equal numbers; `places`, of the same shapes, are what "causal"
     and "window" compare instead of indices. `bias` is [B or 1, H or 1, L, S], added after the soft-cap. `scale` is
     C^-0.5 unless given; `key` turns dropout of the weights on. Vaswani et al. 2017 (1706.03762); grouped heads:
-    Ainslie et al. 2023 (2305.13245).
+    Ainslie et al. 2023 (2305.13245). Raises UsageError where the kernel that the form names cannot do this.
     """
     if places is not None and starts_B is not None:
         raise ValueError("places already say where each query stands: leave starts_B out")
     form = dataclasses.replace(form, scale=q_BLHC.shape[-1] ** -0.5 if form.scale is None else form.scale)
-    (B, L, H, C), (S, K) = q_BLHC.shape, k_BSKC.shape[1:3]
-    q_BKGLC = q_BLHC.reshape(B, L, K, H // K, C).transpose(0, 2, 3, 1, 4)
-    k_BKSC, v_BKSC = k_BSKC.transpose(0, 2, 1, 3), v_BSKC.transpose(0, 2, 1, 3)
-    blocks = []
-    for i, (rows, columns) in enumerate(_blocks(form, L, S, aligned=starts_B is None and places is None)):
-        mask = _mask(form, rows, columns, H // K, starts_B, documents, places)
-        bias_BKRS = None if bias is None else _grouped(bias[:, :, rows, columns], H, K)
-        block_key = None if key is None or form.dropout == 0.0 else jax.random.fold_in(key, i)
-        # The heads that share keys become more rows of one product; R below counts both.
-        q_BKRC = q_BKGLC[:, :, :, rows].reshape(B, K, -1, C)
-        o_BKRC = _block(form, q_BKRC, k_BKSC[:, :, columns], v_BKSC[:, :, columns], bias_BKRS, mask, block_key)
-        blocks.append(o_BKRC.reshape(B, K, H // K, -1, C))
-    o_BKGLC = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
-    return o_BKGLC.transpose(0, 3, 1, 2, 4).reshape(B, L, H, C)
-
-
-def _blocks(form: Form, L: int, S: int, aligned: bool) -> list[tuple[slice, slice]]:
-    """Slices (queries, the keys that they may see); only aligned causal blocks know their keys beforehand."""
-    spans, size = [], max(MIN_QUERIES, min(L // 2, MAX_QUERIES))
-    for first in range(0, L, size):
-        last = min(first + size, L)
-        causal = form.causal and aligned
-        low = max(0, first - form.window + 1) if causal and form.window is not None else 0
-        spans.append((slice(first, last), slice(low, last if causal else S)))
-    return spans
-
-
-def _grouped(bias_BHLS, heads, kv_heads):
-    """[B or 1, K, R, S] for queries that lie as rows of their key head's product."""
-    B, _, L, S = bias_BHLS.shape
-    return jnp.broadcast_to(bias_BHLS.astype(jnp.float32), (B, heads, L, S)).reshape(B, kv_heads, -1, S)
-
-
-def _mask(form, rows, columns, groups, starts_B, documents, places):
-    """What `visible` needs for one block, or None where every query sees every key."""
-    if not form.causal and form.window is None and documents is None:
-        return None
-    if places is None:
-        query_BL, key_BS = jnp.arange(rows.start, rows.stop)[None, :], jnp.arange(columns.start, columns.stop)[None, :]
-        if starts_B is not None:
-            query_BL = query_BL + starts_B[:, None]
-    else:
-        query_BL, key_BS = places[0][:, rows], places[1][:, columns]
-    mask = (jnp.tile(query_BL, groups), key_BS)
-    return mask if documents is None else (*mask, jnp.tile(documents[0][:, rows], groups), documents[1][:, columns])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _block(form, q_BKRC, k_BKSC, v_BKSC, bias_BKRS, mask, key):
-    return _block_forward(form, q_BKRC, k_BKSC, v_BKSC, bias_BKRS, mask, key)[0]
-
-
-def _block_forward(form, q, k, v, bias, mask, key):
-    scores, _ = _scores(form, q, k, bias, mask)
-    peak = jnp.max(scores, -1, keepdims=True)
-    exponent = jnp.exp(scores - peak)
-    total = jnp.sum(exponent, -1, keepdims=True)
-    # Normalised after the product with v: that is C numbers a row, not S.
-    o = (_dot("bkrs,bksc->bkrc", _drop(form, exponent, key).astype(v.dtype), v) / total).astype(q.dtype)
-    # Named where the backward pass takes them, so that the policy "attention" spares it the softmax.
-    kept = checkpoint_name((o, peak + jnp.log(total)), "attention")
-    return kept[0], (q, k, v, bias, mask, key, *kept)
-
-
-def _block_backward(form, residuals, do):
-    q, k, v, bias, mask, key, o, logsumexp = residuals
-    # Weights are made again rather than kept (Dao et al. 2022, 2205.14135): no R x S array outlives the forward
-    # pass, and even at 64 tokens the product is faster than the memory. The barrier keeps the compiler from
-    # finding and keeping the old ones.
-    q, k, v = jax.lax.optimization_barrier((q, k, v))
-    scores, slope = _scores(form, q, k, bias, mask)
-    weights = jnp.exp(scores - logsumexp)
-    # sum over s of weights * dweights, as a sum over c. Without the barrier XLA:CPU sums again for every score.
-    delta = jax.lax.optimization_barrier(jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), -1, keepdims=True))
-    dv = _dot("bkrs,bkrc->bksc", _drop(form, weights, key).astype(do.dtype), do)
-    dmasked = weights * (_drop(form, _dot("bkrc,bksc->bkrs", do, v), key) - delta)
-    dbias = None
-    if bias is not None:
-        dbias = jnp.sum(dmasked, 0, keepdims=True) if bias.shape[0] == 1 else dmasked
-    dscores = (dmasked * slope).astype(q.dtype)
-    dq = _dot("bkrs,bksc->bkrc", dscores, k)
-    dk = _dot("bkrs,bkrc->bksc", dscores, q)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dbias, None, None
-
-
-_block.defvjp(_block_forward, _block_backward)
-
-
-def _scores(form, q, k, bias, mask):
-    """Masked scores in float32, and their slope with respect to the bare products."""
-    scores, slope = form.scale * _dot("bkrc,bksc->bkrs", q, k), form.scale
-    if form.soft_cap is not None:
-        squashed = jnp.tanh(scores / form.soft_cap)
-        scores, slope = form.soft_cap * squashed, form.scale * (1 - jnp.square(squashed))
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        seen = visible(*mask, causal=form.causal, window=form.window)
-        scores = jnp.where(seen[:, None], scores, _HIDDEN)
-    return scores, slope
-
-
-def _drop(form, x, key):
-    if key is None:
-        return x
-    kept = jax.random.bernoulli(key, 1 - form.dropout, x.shape)
-    return jnp.where(kept, x / (1 - form.dropout), 0.0)
-
-
-def _dot(equation, a, b):
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+    given: dict[str, Any] = {"starts_B": starts_B, "documents": documents, "places": places, "bias": bias}
+    given["key"] = key if form.dropout else None
+    given = {name: value for name, value in given.items() if value is not None}
+    name, refusal, attend = _OWN.get(platform(), ("blocks", None, None))
+    reason = "" if refusal is None else refusal(form, q_BLHC, k_BSKC, frozenset(given))
+    if form.kernel not in ("auto", "blocks") and (form.kernel != name or reason):
+        why = reason or f"this program is compiled for {platform()}"
+        raise UsageError(f"attention_kernel={form.kernel!r} cannot: {why}; set it to 'auto' or 'blocks'")
+    if form.kernel == "blocks" or attend is None or reason:
+        return attend_in_blocks(form, q_BLHC, k_BSKC, v_BSKC, **given)
+    return attend(form, q_BLHC, k_BSKC, v_BSKC, given.get("documents"))

@@ -11,7 +11,7 @@ from lm.core.parametrization import Ratios
 from lm.core.params import Normal
 from lm.layers import cache as caches
 from lm.layers.activations import ACTIVATIONS
-from lm.layers.attention import Form, attention, attention_spec
+from lm.layers.attention import KERNELS, Form, attention, attention_spec
 from lm.layers.buckets import Buckets, bucket_bias
 from lm.layers.dropout import dropout, fold
 from lm.layers.linear import linear, linear_spec
@@ -29,6 +29,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": tuple(ACTIVATIONS),
     "qk_norm": ("none", "head", "projection"),
     "init": ("gpt2", "normal", "fan_in", "t5"),
+    "attention_kernel": KERNELS,
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -121,6 +122,7 @@ class Block:
     buckets: Buckets | None = None  # A table of biases by distance in each layer.
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
+    attention_kernel: str = "auto"  # See lm.layers.attention.Form.
     residual_dropout: float = 0.0
     attention_dropout: float = 0.0
     mlp_dropout: float = 0.0
@@ -298,7 +300,7 @@ class Block:
 
     def _form(self, causal, window, scale):
         scale = self.ratios.attention(scale or self.attention_scale, self.head_dim)
-        return Form(causal, window, scale, self.attention_soft_cap, self.attention_dropout)
+        return Form(causal, window, scale, self.attention_soft_cap, self.attention_dropout, self.attention_kernel)
 
     def _drop(self, x, key):
         return dropout(x, self.residual_dropout, key)

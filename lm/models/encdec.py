@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.core import tree
+from lm.core.config import setting
 from lm.core.errors import UsageError, check_choice, check_given, check_positive, unknown
 from lm.core.parametrization import Ratios, ratios_of
 from lm.core.params import Constant, Normal, Param
@@ -85,6 +86,7 @@ class EncDec:
     base_head_dim: int | None = None
     decay_keeps: str = "product"
     dtype: str = "float32"
+    attention_kernel: str = setting("auto", identity=False)
     remat: str = "none"
     scan: bool = True
 

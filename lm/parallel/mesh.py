@@ -62,6 +62,17 @@ class Mesh:
         return " x ".join(f"{a}={n}" for a, n in set_axes.items()) or "data"
 
 
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": what the program being traced is compiled for, be it on another machine.
+
+    That is the platform of the mesh in context, whose devices may be those of a topology without hardware; without
+    a mesh, this machine's.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def under(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
     """`function`, traced and run with `mesh` in context, so that activations are constrained to it."""
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.layers import attention as module
+from lm.layers import attention_blocks as module
 from lm.layers.attention import Form, attention
 
 B, L, S, H, K, C = 2, 6, 9, 4, 2, 8
