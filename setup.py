@@ -37,6 +37,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+        # The compilers of both, in the versions that belong to this jax, and neither CUDA nor a driver.
+        "plan": ["jax[tpu,cuda12-local]>=0.10.2,<0.13"],
         "hf": HF,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.14,<1", "mypy>=1.18,<3"],

@@ -1,6 +1,7 @@
 """Where a token stands: learned tables, sinusoids, rotations or nothing at all, on the standard library's bytes.
 
 Claim: rotary positions need the fewest nats, a causal decoder learns without any, and a learned table is last but one.
+Seen over 3 seeds: 1.787, sinusoids 1.914, learned 2.115, none 2.252; all differences significant (LOG.md).
 Command: lm sweep --experiment=ablate_positions --workdir=runs/abl --parallel=2 && lm report --workdir=runs/abl
 Hardware and time: 2 CPU cores, 25 minutes for 4 arms x 3 rates x 3 seeds; `:small` 3 minutes, one rate and two seeds.
 """

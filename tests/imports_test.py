@@ -12,7 +12,7 @@ FLOORS = [
     {"layers"},
     {"models", "objectives", "data"},
     {"train", "generate", "evals"},
-    {"tasks", "compress", "interop", "serve", "report"},
+    {"tasks", "compress", "interop", "serve", "report", "plan"},
     {"main"},
 ]
 HEAVY = {"tensorflow", "torch", "transformers"}

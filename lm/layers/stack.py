@@ -10,6 +10,7 @@ from lm.core import params as specs
 from lm.core.errors import UsageError, check_choice
 from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import fold
+from lm.parallel.rules import constrain
 
 REMAT = ("none", "full", "dots", "attention")
 
@@ -131,9 +132,13 @@ class Stack:
         return {name: (s, weight, len(routed) * routed[0].coefficients[name]) for name, s in sums.items()}
 
     def _group(self, group, p, x, context, key, cache, capture):
+        spec = _each(group.pattern, self.block.spec)
+
         def body(x, scanned):
             layers, cache, key = scanned
             layers = jax.tree.map(lambda a: a[0], p) if group.shared else layers
+            # Their gradients are then laid out in the same way, layer by layer: scattered, not reduced whole.
+            layers = specs.map_spec(lambda param, a: constrain(a, *param.axes), spec, layers)
             states, new_cache, sums = [], {}, []
             for j, layer in enumerate(group.pattern):
                 name = f"layer{j}"

@@ -1,6 +1,7 @@
 """The verbs, and how each is run: its own flags, one line for what a user can mend, an exit code."""
 
 import importlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -9,6 +10,7 @@ from typing import NoReturn
 
 from absl import flags
 
+from lm.core import quiet
 from lm.core.errors import UsageError, unknown
 
 DONE, FAILED, USAGE, RESTART = 0, 1, 2, 75
@@ -17,6 +19,7 @@ INTERRUPTED = 130  # As shells number a process that Ctrl-C ended.
 
 VERBS = {
     "train": "train an experiment; the same command continues it",
+    "plan": "compile a run for hardware that is not there: does it fit, how fast, at what cost",
     "sweep": "train every run of a sweep; the same command runs what is missing",
     "report": "the table and the curves of a sweep's arms",
     "tokenizer": "train a tokenizer on a source of text",
@@ -113,3 +116,6 @@ def _quiet_platform() -> None:
     devices = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/accel0", "/dev/vfio/0", "/dev/kfd", "/dev/dxg")
     if "JAX_PLATFORMS" not in os.environ and not any(os.path.exists(d) for d in devices):
         os.environ["JAX_PLATFORMS"] = "cpu"
+    if os.environ.get("JAX_PLATFORMS") == "cpu" and importlib.util.find_spec("jax_cuda12_plugin"):
+        with quiet.libraries():
+            importlib.import_module("jax")

@@ -68,6 +68,13 @@ def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: dict[
     return PartitionSpec(*entries)
 
 
+def shards(p: params.Param, sizes: dict[str, int], but: str = "") -> int:
+    """Over how many devices one copy of a parameter is spread, the mesh axis `but` left out."""
+    spread = partition(p.axes, p.shape, sizes)
+    axes = [a for entry in spread for a in (entry if isinstance(entry, tuple) else (entry,)) if a not in (None, but)]
+    return math.prod(sizes[a] for a in axes)
+
+
 def shardings(spec: Any, mesh: jax.sharding.Mesh) -> Any:
     """A tree of NamedSharding for a tree of Param."""
     sizes = dict(mesh.shape)

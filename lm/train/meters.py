@@ -9,19 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 peaks in FLOP/s a chip, from the makers' data sheets; keys are found in jax's device_kind.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "TPU7x": 2307e12,
-}
+from lm.parallel import chips
 
 
 def flops_per_row(model: Any, spec: Any, batch: Mapping[str, Any]) -> float:
@@ -85,10 +73,9 @@ def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
     Accelerators go by their data sheet. A CPU goes by the best rate that it reaches here on float32
     matrix products, because no table lists it.
     """
-    kind = devices[0].device_kind
-    for name, peak in PEAK_FLOPS.items():
-        if name in kind:
-            return peak * len(devices), f"of {peak / 1e12:.0f} TFLOP/s bfloat16 a chip"
+    chip = chips.of_device(devices[0])
+    if chip is not None:
+        return chip.flops / chip.devices * len(devices), f"of {chip.flops / 1e12:.0f} TFLOP/s bfloat16 a chip"
     rate = _measured_matmul_rate()
     return rate, f"of {rate / 1e9:.0f} GFLOP/s, the best float32 matrix product measured at the start"
 

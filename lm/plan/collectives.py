@@ -1,0 +1,156 @@
+"""The collectives of a compiled program: how often each runs, over which mesh axes, and the bytes that it moves."""
+
+import collections
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+
+# Bytes that leave a device in a ring of n, over the bytes of the larger side: the result of a gather, what goes into a
+# scatter or a reduction. An all-reduce is a scatter and a gather.
+_SHARE = {
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+_INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(_SHARE)})(-start)?\(")
+_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)\}?")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=(\(\S+\)))? \{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count[\\":{ ]+n[\\": ]+(\d+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind over one set of mesh axes: how many run in a step, and the bytes that leave each device."""
+
+    kind: str
+    axes: tuple[str, ...]
+    count: int
+    sent_bytes: float
+
+
+def read(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
+    """All of a program's, loops' bodies as often as they run; those that move the most come first."""
+    bodies, entry = _computations(text)
+    totals: dict[tuple[str, tuple[str, ...]], list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    for line, times in _executed(bodies, entry, 1):
+        match = _INSTRUCTION.search(line)
+        if match is None:
+            continue
+        kind = match[2]
+        groups = _groups(line, mesh.size)
+        size = len(groups[0]) if kind != "collective-permute" else 2
+        if size < 2:
+            continue
+        shapes = [_size(*shape) for shape in _SHAPE.findall(match[1])]
+        moved = sum(shapes)
+        if match[3] and kind in ("all-gather", "reduce-scatter"):
+            # A start returns its operands beside its results, and one side is n times the other.
+            moved *= size / (size + 1)
+        elif match[3] and kind == "collective-permute":
+            moved /= 2
+        elif kind == "reduce-scatter":
+            moved *= size
+        total = totals[kind, _axes(groups, mesh)]
+        total[0] += times
+        total[1] += times * moved * _SHARE[kind](size)
+    found = [Collective(kind, axes, int(count), sent) for (kind, axes), (count, sent) in totals.items()]
+    return sorted(found, key=lambda c: -c.sent_bytes)
+
+
+def largest_buffer(text: str) -> float:
+    """Bytes of the largest array of any instruction."""
+    return max((_size(*shape) for shape in _SHAPE.findall(text)), default=0.0)
+
+
+def _computations(text):
+    """({name: lines}, the entry's name)."""
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", None
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" ") and "->" in line:
+            name = line.removeprefix("ENTRY ").partition(" ")[0].removeprefix("%")
+            lines = bodies[name] = []
+            if line.startswith("ENTRY"):
+                entry = name
+        elif lines is not None and line.startswith(" "):
+            lines.append(line)
+    return bodies, entry
+
+
+def _executed(bodies, name, times):
+    """(line, how often it runs) of a computation and of all that it calls."""
+    for line in bodies.get(name, ()):
+        yield line, times
+        inner = times * _trips(bodies, line) if " while(" in line else times
+        for called in _CALLED.findall(line):
+            for callee in re.findall(r"%([\w.\-]+)", called):
+                yield from _executed(bodies, callee, inner)
+
+
+def _trips(bodies, line):
+    """How often a loop runs: as it says, or the bound that its condition compares with."""
+    if said := _TRIPS.search(line):
+        return int(said[1])
+    condition = line.partition("condition=%")[2].partition(",")[0]
+    bounds = [int(n) for inner in bodies.get(condition, ()) for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", inner)]
+    if not bounds:
+        raise ValueError(f"nothing says how often this loop runs: {line.strip()[:200]}")
+    return max(bounds)
+
+
+def _size(kind, dims):
+    width = _BYTES.get(kind, 1 if kind.startswith("f8") else 4)
+    return float(width * math.prod(int(d) for d in dims.split(",") if d))
+
+
+def _groups(line, devices):
+    """Lists of the devices that meet, by their place in the mesh's order."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+        return [list(map(int, pair.split(","))) for pair in re.findall(r"\{?(\d+,\d+)\}?", pairs[1])]
+    if explicit := re.search(r"replica_groups=\{(\{.*?\})\}", line):
+        return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", explicit[1])]
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        shape, source = (list(map(int, part.split(","))) for part in (iota[1], iota[2]))
+        order = list(map(int, iota[3].split(","))) if iota[3] else list(range(len(source)))
+        return np.arange(math.prod(source)).reshape(source).transpose(order).reshape(shape).tolist()
+    if named := _NAMED.search(line):
+        return _along(named[1], named[2], named[3])
+    if "replica_groups" not in line or "replica_groups={}" in line:
+        return [list(range(devices))]
+    raise ValueError(f"no such form of groups is known: {line.strip()[:300]}")
+
+
+def _along(axes, order, met):
+    """The groups of mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b','a':(1)2}: along axes, or along a part of one."""
+    sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes)}
+    ids = np.arange(math.prod(sizes.values()))
+    if order:
+        shape, _, transposed = order.strip("()[").partition("]")
+        shape = list(map(int, shape.split(",")))
+        transposed = re.findall(r"\d+", transposed)
+        ids = ids.reshape(shape).transpose(*map(int, transposed)) if transposed else np.array(shape)
+    parts: dict[str, int] = {}
+    dims: list[int] = []
+    for name, n in sizes.items():
+        split = re.search(rf"'{name}'(?::\((\d+)\)(\d+))?", met)
+        before, size = (int(split[1]), int(split[2])) if split and split[2] else (1, n)
+        if split:
+            parts[name] = len(dims) + 1
+        dims += [before, size, n // before // size]
+    ids = np.moveaxis(ids.reshape(dims), list(parts.values()), range(-len(parts), 0))
+    return ids.reshape(-1, math.prod(ids.shape[-len(parts) :])).tolist()
+
+
+def _axes(groups, mesh):
+    """The mesh axes along which the members of any group differ."""
+    places = np.stack(np.unravel_index(np.array(groups), mesh.devices.shape), -1)  # [groups, members, axes]
+    differ = (places != places[:, :1]).any((0, 1))
+    return tuple(a for a, apart in zip(mesh.axis_names, differ, strict=True) if apart)

@@ -1,0 +1,125 @@
+"""A run's own training step, compiled for devices that need not exist, and what the compiler says of its memory."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.core import keys, quiet
+from lm.data.stream import Stream
+from lm.parallel import rules
+from lm.parallel.mesh import under
+from lm.train import loop
+from lm.train.run import resolve
+
+DOCUMENT_TOKENS = 512  # Of the text that stands in for a corpus: its content decides nothing of a program.
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled step: bytes a device by what they hold, seconds that it took, its text where it can be read.
+
+    `memory` has "parameters", "optimizer", "other state" and "batch", which live throughout, "gradients", which are as
+    large as the parameters, and "activations and temporaries", the rest of what the step allocates.
+    """
+
+    memory: dict[str, float]
+    donated: bool  # Every byte of the state is given to the step.
+    lower_s: float
+    compile_s: float
+    text: str | None
+
+    @property
+    def total_bytes(self) -> float:
+        """At the step's peak."""
+        return sum(self.memory.values())
+
+
+def sized(run: Any, vocab_size: int) -> Any:
+    """The run as it would be on a corpus whose tokenizer has `vocab_size` ids."""
+    return resolve(run, _Ids(vocab_size))
+
+
+def batch_shapes(run: Any, mesh: jax.sharding.Mesh | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of one global batch, from the run's own objective."""
+    stream = Stream(_Blank(run.model.vocab_size), run.objective, run.train.seq_len)  # type: ignore[arg-type]
+    row = stream.rows(0, 1)
+    place = None if mesh is None else rules.batch_sharding(mesh)
+    size = run.train.batch_size
+    return {k: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=place) for k, x in row.items()}
+
+
+def compile_step(run: Any, mesh: jax.sharding.Mesh) -> Program:
+    """Lowers and compiles the jitted step of lm.train.loop for the mesh's devices."""
+    state, _, step = loop.prepare(run, mesh)
+    batch = batch_shapes(run, mesh)
+    rate, key = jax.ShapeDtypeStruct((), jnp.float32), jax.eval_shape(lambda: keys.run_key(0))
+    started = time.monotonic()
+    lowered = under(mesh, step.lower)(state, batch, rate, key)  # type: ignore[attr-defined]  # It is jitted.
+    lower_s = time.monotonic() - started
+    with quiet.libraries():  # Its warnings are about memory, of which more is said below.
+        compiled = lowered.compile()
+    compile_s = time.monotonic() - started - lower_s
+    stats = compiled.memory_analysis()
+    held = {name: float(_bytes(part)) for name, part in (("parameters", state.params), ("optimizer", state.optimizer))}
+    held["other state"] = float(_bytes(state)) - sum(held.values())
+    held["batch"] = float(_bytes(batch))
+    left = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    gradients = min(held["parameters"], stats.temp_size_in_bytes)
+    memory = held | {
+        "gradients": gradients,
+        "activations and temporaries": float(stats.temp_size_in_bytes - gradients + left),
+        "program": float(stats.generated_code_size_in_bytes),
+    }
+    # Scalars may be returned beside; the state itself must not be there twice.
+    donated = stats.alias_size_in_bytes >= 0.99 * _bytes((state.params, state.optimizer))
+    return Program(memory, donated, lower_s, compile_s, _text(compiled))
+
+
+def _bytes(tree: Any) -> int:
+    """Of the leaves' shards on one device."""
+    shapes = ((x.sharding.shard_shape(x.shape) if x.sharding else x.shape, x.dtype) for x in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes)
+
+
+def _text(compiled: Any) -> str | None:
+    try:
+        with quiet.libraries():
+            return compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # A libtpu newer than jaxlib writes instructions that this cannot read.
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ids:
+    """A tokenizer of which only the number of ids is known."""
+
+    vocab_size: int
+
+    def special(self, name: str) -> None:
+        return None
+
+
+class _Blank:
+    """A split of endless documents of counting tokens: every objective finds words, sentences and documents in it."""
+
+    name, tokens, documents, eos_id, text_bytes = "train", 2**40, 2**40 // DOCUMENT_TOKENS, None, 2**40
+
+    def __init__(self, vocab_size: int):
+        self._ids = min(vocab_size, 32)  # All are below the special tokens of an objective, which come last.
+        ids = np.arange(vocab_size)
+        self.word_starts, self.sentence_ends = ids % 2 == 0, ids % 16 == 0
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        return (np.arange(start, start + length) % self._ids).astype(np.int32)
+
+    def starts(self, start: int, length: int) -> np.ndarray:
+        return np.flatnonzero(np.arange(start, start + length) % DOCUMENT_TOKENS == 0)
+
+    def bounds(self, position: int) -> tuple[int, int]:
+        first = position // DOCUMENT_TOKENS * DOCUMENT_TOKENS
+        return first, first + DOCUMENT_TOKENS

@@ -1,0 +1,252 @@
+"""A plan: a run, the program that it compiles to, and its step by formula, as text, JSON and a picture."""
+
+import dataclasses
+import io
+import math
+from typing import Any
+
+import jax
+
+from lm.core import config, files, params
+from lm.core.errors import UsageError
+from lm.parallel import rules
+from lm.plan import collectives, program, roofline, search
+from lm.plan.hardware import Hardware
+
+GB = 1e9
+SHOWN = 8  # Candidates of a search that are printed.
+TRIED = 5  # Of them, how many are compiled before it gives up.
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of a run on hardware; on a CPU no times, without a readable program no collectives of its own."""
+
+    run: Any
+    hardware: Hardware
+    sizes: dict[str, int]
+    program: program.Program
+    line: roofline.Roofline | None
+    sent: dict[str, float]  # Bytes along each mesh axis, by formula.
+    found: list[collectives.Collective] | None
+    tokens: float
+    ranked: list[search.Candidate]
+
+    @property
+    def room_bytes(self) -> float:
+        """Of a device's memory; infinite where it is not known."""
+        chip = self.hardware.chip
+        return math.inf if chip is None else chip.memory_bytes / chip.devices
+
+    @property
+    def fits(self) -> bool:
+        return self.program.total_bytes <= search.FREE * self.room_bytes
+
+
+def make(run: Any, hardware: Hardware, devices: list[jax.Device], searching: bool, tokens: float | None) -> Plan:
+    """Compiles the run, or the fastest that a search finds to fit, and where a given one does not, the ones that may.
+
+    Raises UsageError for a mesh or a batch that does not divide, and for a search in which nothing fits.
+    """
+    batch = program.batch_shapes(run)
+    ranked: list[search.Candidate] = []
+    if searching:
+        ranked = search.candidates(run, hardware, batch)
+        if not ranked:
+            raise UsageError(f"nothing that fits {hardware.name} was found for {_size(run)}: take more chips")
+    plan = _compile(ranked[0].run if ranked else run, hardware, devices, batch, tokens, ranked)
+    low: dict[str, float] = {}  # By policy: how much more a compiled program took than was estimated.
+    for _ in range(TRIED - 1):
+        if plan.fits or not ranked:
+            break
+        tried = next(c for c in ranked if c.run is plan.run)
+        low[plan.run.model.remat] = plan.program.total_bytes / tried.memory_bytes
+        room = search.FREE * plan.room_bytes
+        ranked = [c for c in ranked if c is not tried and c.memory_bytes * low.get(c.run.model.remat, 1.0) <= room]
+        if ranked:
+            plan = _compile(ranked[0].run, hardware, devices, batch, tokens, ranked)
+    if not plan.fits and hardware.chip is not None and not searching:
+        plan = dataclasses.replace(plan, ranked=search.candidates(run, hardware, batch))
+    return plan
+
+
+def _compile(run, hardware, devices, batch, tokens, ranked) -> Plan:
+    sizes = run.mesh.sizes(len(devices))
+    rules.partition(("batch",), (run.train.batch_size // run.train.accumulate,), sizes)
+    mesh = run.mesh.build(devices)
+    compiled = program.compile_step(run, mesh)
+    return Plan(
+        run=run,
+        hardware=hardware,
+        sizes=sizes,
+        program=compiled,
+        line=None if hardware.chip is None else roofline.roofline(run, hardware, sizes, batch),
+        sent={a: n for a, n in roofline.sent_bytes(run, run.model.spec(), sizes).items() if n},
+        found=None if compiled.text is None else collectives.read(compiled.text, mesh),
+        tokens=tokens or float(run.train.steps * run.train.batch_size * run.train.seq_len),
+        ranked=ranked,
+    )
+
+
+def text(plan: Plan, name: str, price: float | None) -> str:
+    """For a terminal."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    console = Console(file=out, width=110, highlight=False, soft_wrap=True)
+    run, hardware = plan.run, plan.hardware
+    console.print(f"{name} ({_size(run)}) on {hardware.name}: {hardware.chips} chips, mesh {_mesh(plan.sizes)}")
+    batch = f"{run.train.batch_size} rows of {run.train.seq_len}"
+    console.print(f"{batch}, {run.train.accumulate} micro-batches, remat {getattr(run.model, 'remat', 'none')}\n")
+    _print_memory(console, plan)
+    if plan.line is not None:
+        _print_time(console, plan, plan.line, price)
+    _print_collectives(console, plan)
+    if plan.ranked:
+        _print_ranked(console, plan)
+    compiled = plan.program
+    console.print(f"lowered in {compiled.lower_s:.1f} s, compiled in {compiled.compile_s:.1f} s")
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def to_json(plan: Plan, name: str, price: float | None) -> dict[str, Any]:
+    """Every number of the plan."""
+    line = plan.line
+    return {
+        "experiment": name,
+        "hardware": plan.hardware.name,
+        "chips": plan.hardware.chips,
+        "mesh": plan.sizes,
+        "fits": plan.fits,
+        "device_bytes": None if math.isinf(plan.room_bytes) else plan.room_bytes,
+        "needed_bytes": plan.program.total_bytes,
+        "memory_bytes": plan.program.memory,
+        "state_donated": plan.program.donated,
+        "parameters": params.count(plan.run.model.spec()),
+        "seconds": None if line is None else line.seconds | {"step": line.step_s},
+        "bound": None if line is None else line.bound,
+        "tokens_per_second": None if line is None else _range(line.tokens_per_second),
+        "mfu": None if line is None else _range(line.mfu),
+        "mfu_full_attention": None if line is None else _range(line.mfu_full),
+        "flops_per_token": None if line is None else line.flops_per_token,
+        "flops_per_token_full_attention": None if line is None else line.flops_full,
+        "tokens": plan.tokens,
+        "training_seconds": None if line is None else plan.tokens / line.tokens_per_second,
+        "cost": None if line is None or price is None else _cost(plan, line, price),
+        "sent_bytes_by_formula": plan.sent,
+        "collectives": None if plan.found is None else [dataclasses.asdict(c) for c in plan.found],
+        "compile_s": plan.program.compile_s,
+        "config": config.to_json(plan.run),
+    }
+
+
+def write(plan: Plan, folder: str, name: str, price: float | None) -> None:
+    """plan.json and plan.png in `folder`."""
+    out = files.path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_json(out / "plan.json", to_json(plan, name, price))
+    picture = io.BytesIO()
+    draw(plan, name).savefig(picture, dpi=130)
+    files.write_bytes(out / "plan.png", picture.getvalue())
+
+
+def draw(plan: Plan, name: str) -> Any:
+    """Bytes of a device by what they hold beside what it has, and the seconds of a step by part."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    bars = {"memory of a device, GB": ({k: v / GB for k, v in plan.program.memory.items()}, plan.room_bytes / GB)}
+    if plan.line is not None:
+        bars["time of a step, s"] = (plan.line.seconds, math.inf)
+    for axes, (title, (parts, limit)) in zip(
+        figure.subplots(1, len(bars), squeeze=False)[0], bars.items(), strict=True
+    ):
+        parts = {k: v for k, v in parts.items() if v}
+        axes.barh(list(parts), list(parts.values()), color="#4477aa")
+        axes.invert_yaxis()
+        if not math.isinf(limit):
+            axes.axvline(limit, color="#bb3333", linestyle="--", linewidth=1)
+        total = sum(parts.values())
+        axes.set_title(f"{title}: {total:.3g}{'' if math.isinf(limit) else f' of {limit:.3g}'}", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{name} on {plan.hardware.name}, {_mesh(plan.sizes)}", fontsize=11)
+    return figure
+
+
+def _print_memory(console: Any, plan: Plan) -> None:
+    for part, held in plan.program.memory.items():
+        console.print(f"  {part:<28} {_bytes(held):>13} a device")
+    total, room = plan.program.total_bytes, plan.room_bytes
+    verdict = (
+        ""
+        if math.isinf(room)
+        else f" of {room / GB:.1f}: "
+        + ("fits" if plan.fits else f"does not fit, {(total - room) / GB:.2f} GB too much")
+    )
+    console.print(f"  {'together':<28} {_bytes(total):>13}{verdict}")
+    if not plan.program.donated:
+        console.print("  the state is not given to the step whole: it is in memory twice")
+    console.print()
+
+
+def _print_time(console: Any, plan: Plan, line: roofline.Roofline, price: float | None) -> None:
+    for part, seconds in line.seconds.items():
+        console.print(f"  {part:<28} {seconds:10.4f} s  {seconds / line.step_s:6.1%}")
+    console.print(f"  {'step':<28} {line.step_s:10.4f} s, bound by {line.bound}\n")
+    low, high = _range(line.tokens_per_second)
+    each = line.tokens_per_second / line.chips
+    console.print(f"{line.tokens_per_second:,.0f} tokens/s ({low:,.0f} to {high:,.0f}), {each:,.0f} a chip")
+    console.print(
+        f"MFU {line.mfu:.1%} ({_range(line.mfu)[0]:.1%} to {_range(line.mfu)[1]:.1%}; {line.mfu_full:.1%} with all "
+        f"pairs of attention); {line.flops_per_token / 1e9:.2f} GFLOP a token ({line.flops_full / 1e9:.2f})"
+    )
+    days = plan.tokens / line.tokens_per_second / 86400
+    cost = "" if price is None else f", {_cost(plan, line, price):,.0f} at {price:g} a chip-hour"
+    console.print(f"{plan.tokens:.3g} tokens take {days:,.2f} days{cost}\n")
+
+
+def _print_collectives(console: Any, plan: Plan) -> None:
+    if not plan.sent and not plan.found:
+        return
+    formula = ", ".join(f"{axis} {_bytes(sent)}" for axis, sent in plan.sent.items()) or "nothing"
+    console.print(f"sent by each device in a step, by formula: {formula}")
+    if plan.found is None:
+        console.print("(the compiled program cannot be read back by this jaxlib, so its collectives were not counted)")
+    for c in plan.found or ():
+        console.print(f"  {c.kind:<20} over {'+'.join(c.axes) or 'none':<14} {c.count:5} x, {_bytes(c.sent_bytes):>10}")
+    console.print()
+
+
+def _print_ranked(console: Any, plan: Plan) -> None:
+    console.print("fit by estimate, the fastest first:" if plan.fits else "would fit by estimate, the fastest first:")
+    for c in plan.ranked[:SHOWN]:
+        settings = f"{_settings(c.run.mesh)} --set=train.accumulate={c.run.train.accumulate}"
+        remat = f" --set=model.remat={c.run.model.remat}" if hasattr(c.run.model, "remat") else ""
+        rate = f"{c.line.tokens_per_second:12,.0f} tokens/s, MFU {c.line.mfu:.1%}"
+        console.print(f"  {rate}, {c.memory_bytes / GB:6.1f} GB  {settings}{remat}")
+    console.print()
+
+
+def _bytes(number: float) -> str:
+    return f"{number / GB:,.2f} GB" if number >= GB / 10 else f"{number / 1e6:,.2f} MB"
+
+
+def _settings(mesh: Any) -> str:
+    given = {a: getattr(mesh, a) for a in rules.MESH_AXES if a != "data"}
+    return " ".join(f"--set=mesh.{a}={n}" for a, n in given.items() if n > 1) or "--set=mesh.fsdp=1"
+
+
+def _range(value: float) -> list[float]:
+    return [value * (1 - roofline.SPREAD), value * (1 + roofline.SPREAD)]
+
+
+def _cost(plan: Plan, line: roofline.Roofline, price: float) -> float:
+    return price * plan.hardware.chips * plan.tokens / line.tokens_per_second / 3600
+
+
+def _size(run: Any) -> str:
+    return f"{params.count(run.model.spec()) / 1e6:,.0f}M parameters"
+
+
+def _mesh(sizes: dict[str, int]) -> str:
+    return " x ".join(f"{a}={n}" for a, n in sizes.items() if n > 1) or "of one device"

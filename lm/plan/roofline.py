@@ -1,0 +1,209 @@
+"""How long a step should take: work over peaks, bytes over memory's rate, collectives over links, part by part.
+
+Formulas as in the "How to scale your model" book (jax-ml/scaling-book) and its like; the shares of the peaks that real
+programs reach are the chips' own, see lm.parallel.chips.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lm.core import params, tree
+from lm.core.params import Param
+from lm.parallel.chips import Chip
+from lm.parallel.rules import BATCH_AXES, RULES, shards
+from lm.plan.hardware import Hardware
+from lm.train import meters
+
+COMPUTE_BYTES = 2  # Of a bfloat16 activation, and of a kernel when it is gathered.
+MEMORY_SHARE = 0.85  # Of the memory's rate that fused element-wise work reaches.
+HIDDEN = 0.8  # Share of the products' time under which gathers of parameters and their gradients' scatters hide.
+NEVER_HIDDEN = 0.1  # Share of them that shows at the edges of loops in any case.
+SPREAD = 0.25  # Of the published runs that the shares were fitted to, nearly all lie within it: see LOG.md.
+_OPTIMIZER_BYTES = 30  # Read and written a parameter: weights, two moments and gradients in float32, a compute copy.
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step by part; what is counted as work; the rates that follow."""
+
+    seconds: dict[str, float]
+    tokens: int
+    chips: int
+    flops_per_token: float
+    flops_full: float  # With every pair of attention, as older tables have it.
+    peak: float
+
+    @property
+    def step_s(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def bound(self) -> str:
+        """The part that takes the longest."""
+        return max(self.seconds, key=lambda part: self.seconds[part])
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.step_s
+
+    @property
+    def mfu(self) -> float:
+        return self.tokens_per_second * self.flops_per_token / (self.chips * self.peak)
+
+    @property
+    def mfu_full(self) -> float:
+        return self.mfu * self.flops_full / self.flops_per_token
+
+
+def roofline(run: Any, hardware: Hardware, sizes: Mapping[str, int], batch: Mapping[str, Any]) -> Roofline:
+    """Of the run's step on `hardware` with a mesh of `sizes`; of `batch` only shapes are read."""
+    chip = hardware.chip
+    assert chip is not None
+    spec = run.model.spec()
+    rows, tokens = run.train.batch_size, run.train.batch_size * run.train.seq_len
+    lengths = {name: x.shape[1] for name, x in batch.items() if len(x.shape) > 1}
+    forward = rows * run.model.forward_flops(spec, lengths)
+    attention = _attention(run.model, lengths) * rows
+    head = 2 * tokens * params.count(run.model.head(spec), "embedding", "head")
+    again = getattr(run.model, "remat", "none")
+    body = forward - attention - head
+    # Forward, and twice that backward; the loss takes its gradients in its one pass.
+    products = 3 * head + body * (4 if again in ("full", "attention") else 3)
+    # A fused backward pass takes five products to the forward pass's two, because it makes the scores again.
+    pairs = attention * (4.5 if again in ("full", "dots") else 3.5)
+    seconds = {
+        "products": products / (hardware.chips * chip.flops * chip.products),
+        "attention": pairs / (hardware.chips * chip.flops * chip.attention * _filled(run.model)),
+        "memory": _traffic(spec, tokens, again) / (hardware.chips * chip.memory_rate * MEMORY_SHARE),
+        "optimizer": _OPTIMIZER_BYTES * held(spec, sizes) / (chip.memory_rate / chip.devices * MEMORY_SHARE),
+    }
+    compute = seconds["products"] + seconds["attention"]
+    seconds |= _exposed(communication(run, spec, hardware, sizes), compute)
+    causal = meters.flops_per_row(run.model, spec, batch) * rows / tokens
+    full = causal + (3 * attention / tokens if "causal" in run.model.offers else 0.0)
+    return Roofline(seconds, tokens, hardware.chips, causal, full, chip.flops)
+
+
+def communication(run: Any, spec: Any, hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Seconds of each mesh axis's collectives, were nothing hidden; bytes by the formulas of `sent_bytes`."""
+    rates = _rates(hardware, sizes)
+    return {axis: sent / rates[axis] for axis, sent in sent_bytes(run, spec, sizes).items() if sent}
+
+
+def sent_bytes(run: Any, spec: Any, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Bytes that leave a device in a step along each mesh axis.
+
+    fsdp: kernels gathered forward and backward in the compute type, gradients scattered in float32, once a
+    micro-batch. data: gradients reduced. tensor: two gathers and two scatters of the residual stream a layer, forward
+    and backward. seq: keys and values gathered, their gradients scattered. expert: tokens gathered to the experts and
+    their sums scattered, forward and backward.
+    """
+    micro = run.train.accumulate
+    tokens = run.train.batch_size * run.train.seq_len / math.prod(sizes[a] for a in (*BATCH_AXES, "seq"))
+    ring = {axis: (n - 1) / n for axis, n in sizes.items()}
+    width, layers = getattr(run.model, "width", 0), getattr(run.model, "layers", 0)
+    gathered = sum(math.prod(p.shape) / shards(p, dict(sizes), but="fsdp") for p in _leaves(spec) if _on(p, "fsdp"))
+    local = held(spec, sizes)
+    keys = _key_features(run.model)
+    routed = [layer for layer in _layers(run.model) if layer.experts is not None]
+    return {
+        "fsdp": micro * ring["fsdp"] * gathered * (2 * COMPUTE_BYTES + 4),
+        "data": 2 * ring["data"] * 4 * local,
+        "tensor": 8 * ring["tensor"] * COMPUTE_BYTES * tokens * width * layers,
+        "seq": 3 * 2 * ring["seq"] * COMPUTE_BYTES * tokens * sizes["seq"] * keys * layers,
+        "expert": 3 * 2 * ring["expert"] * sizes["expert"] * COMPUTE_BYTES * tokens * width * len(routed),
+    }
+
+
+def _exposed(times: Mapping[str, float], compute: float) -> dict[str, float]:
+    """What of the collectives shows: those of parameters hide behind the products, those of activations do not."""
+    shown = {f"{axis} collectives": t for axis, t in times.items() if axis not in ("fsdp", "data")}
+    room = HIDDEN * compute
+    for axis in ("fsdp", "data"):
+        if axis in times:
+            hidden = min(times[axis] * (1 - NEVER_HIDDEN), room)
+            room -= hidden
+            shown[f"{axis} collectives"] = times[axis] - hidden
+    return shown
+
+
+def _rates(hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Bytes a second that a device sends along each mesh axis, which takes as many of the links as it has devices."""
+    chip = hardware.chip
+    assert chip is not None
+    if not chip.torus_axes:
+        return {axis: _switched(chip, sizes, axis, hardware) for axis in sizes}
+    within = {a: n // hardware.slices if a == "data" else n for a, n in sizes.items()}
+    total = math.log(max(2, math.prod(within.values())))
+    rates = {}
+    for axis, n in within.items():
+        share = math.log(max(2, n)) / total  # Of the torus's axes, one at least.
+        rates[axis] = chip.axis_rate / chip.devices * min(chip.torus_axes, max(1.0, share * chip.torus_axes))
+    if hardware.slices > 1:
+        rates["data"] = chip.network_rate / chip.devices
+    return rates
+
+
+def _switched(chip: Chip, sizes: Mapping[str, int], axis: str, hardware: Hardware) -> float:
+    """GPUs of a host meet through its switch; beyond, an axis has the network of as many GPUs as it fills a host with.
+
+    The mesh is laid out in the order of its axes, the last one innermost.
+    """
+    names = list(sizes)
+    inner = math.prod(sizes[a] for a in names[names.index(axis) + 1 :])
+    if inner * sizes[axis] <= min(chip.together, hardware.chips):
+        return chip.axis_rate
+    return chip.network_rate * max(1, chip.together // inner)
+
+
+def _traffic(spec: Any, tokens: int, again: str) -> float:
+    """Bytes of activations that products read and write: their inputs and outputs, three times, four with a second
+    forward pass."""
+    features = sum(p.passes * _copies(p) * (p.fan_in + _outputs(p)) for p in _leaves(spec) if p.role == "matrix")
+    return (4 if again == "full" else 3) * COMPUTE_BYTES * tokens * features
+
+
+def _copies(p: Param) -> int:
+    return math.prod(n for n, a in zip(p.shape, p.axes, strict=True) if a in ("layers", "experts"))
+
+
+def _outputs(p: Param) -> int:
+    return math.prod(p.shape) // (_copies(p) * p.fan_in)
+
+
+def _attention(model: Any, lengths: Mapping[str, int]) -> float:
+    """Forward work of a row's attention; models of two stacks count it among the products."""
+    if not hasattr(model, "attention_flops") or "tokens_BL" not in lengths:
+        return 0.0
+    return lengths["tokens_BL"] * model.attention_flops(lengths["tokens_BL"])
+
+
+def _filled(model: Any) -> float:
+    """The share of a matrix unit's 128 columns that the heads of attention fill."""
+    return min(1.0, model.stack.block.head_dim / 128) if hasattr(model, "stack") else 1.0
+
+
+def held(spec: Any, sizes: Mapping[str, int]) -> float:
+    """Parameters on each device."""
+    return sum(math.prod(p.shape) / shards(p, dict(sizes)) for p in _leaves(spec))
+
+
+def _leaves(spec: Any) -> list[Param]:
+    return list(tree.flatten(spec).values())
+
+
+def _on(p: Param, mesh_axis: str) -> bool:
+    return any(mesh_axis in RULES[axis] for axis in p.axes)
+
+
+def _layers(model: Any) -> tuple[Any, ...]:
+    return model.stack.layers if hasattr(model, "stack") else ()
+
+
+def _key_features(model: Any) -> int:
+    if not hasattr(model, "stack"):
+        return 0
+    block = model.stack.block
+    return 2 * block.kv_heads * block.head_dim

@@ -1,0 +1,85 @@
+"""Plans: for host devices here, and for TPUs and GPUs where their compilers are installed."""
+
+import importlib.util
+import json
+import subprocess
+
+import pytest
+
+from tests.main.helpers import TINY, call, start
+
+needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu comes with the extra [plan]")
+needs_cuda = pytest.mark.skipif(
+    not importlib.util.find_spec("jax_cuda12_plugin"), reason="JAX's CUDA plugin comes with the extra [plan]"
+)
+# Products and gradients of layers outweigh all else, as in the models that are planned.
+SMALL = [f"--set=model.{s}" for s in ("layers=4", "width=512", "heads=4", "kv_heads=4", "mlp_width=2048")]
+SMALL += ["--set=model.vocab_size=512", "--set=model.remat=none"]
+SMALL += ["--set=train.batch_size=8", "--set=train.seq_len=1024", "--set=mesh.fsdp=1"]
+
+
+def plan(tmp_path, *arguments, code=0):
+    process = start("plan", *arguments, f"--out={tmp_path}", devices=None, stdout=subprocess.PIPE)
+    out, _ = process.communicate(timeout=500)
+    assert process.returncode == code, out
+    return out, json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_a_plan_for_host_devices_has_memory_and_collectives_and_no_speed(tmp_path):
+    sizes = ("--set=mesh.fsdp=2", "--set=mesh.tensor=2", "--set=model.vocab_size=128")
+    out, found = plan(tmp_path, f"--experiment={TINY}", "--hardware=cpu:8", *sizes)
+    assert "mesh data=2 x fsdp=2 x tensor=2" in out and "tokens/s" not in out
+    assert found["state_donated"] and found["fits"] and found["tokens_per_second"] is None
+    held = found["memory_bytes"]
+    assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=0.01)
+    assert found["parameters"] * 4 / 4 <= held["parameters"] < found["parameters"] * 4
+    assert {"fsdp", "tensor"} <= {axis for c in found["collectives"] for axis in c["axes"]}
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--hardware=v5p:3x3x3"], "no topology 3x3x3"),
+        (["--hardware=v6"], "did you mean"),
+        (["--hardware=cpu:8", "--search"], "ranks by speed"),
+        (["--hardware=h100:8", "--set=data.tokenizer=char"], "does not say how many ids"),
+        ([], "--hardware is missing"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_planned_is_refused(arguments, words, capfd):
+    assert call("plan", f"--experiment={TINY}", *arguments) == 2
+    assert words in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@needs_cuda
+@pytest.mark.parametrize("axis", ["fsdp", "data"])
+def test_gpus_send_what_the_formulas_say(tmp_path, axis):
+    _, found = plan(tmp_path, "--experiment=llama_1b", "--hardware=h100:8", *SMALL, f"--set=mesh.{axis}=8")
+    sent = sum(c["sent_bytes"] for c in found["collectives"])
+    assert sent == pytest.approx(found["sent_bytes_by_formula"][axis], rel=0.05)
+    assert found["state_donated"] and found["fits"] and found["mfu"][0] < found["mfu"][1] < 1
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_tpus_gather_what_the_formula_says_and_hold_no_scores(tmp_path):
+    length = 2048
+    arguments = ("--hardware=v5e:2x4", *SMALL, "--set=mesh.fsdp=8", f"--set=train.seq_len={length}")
+    _, found = plan(tmp_path, "--experiment=llama_1b", *arguments)
+    gathered = sum(c["sent_bytes"] for c in found["collectives"] if c["kind"] == "all-gather")
+    # Half of the formula's bytes are gathers in bfloat16, the rest the gradients in float32.
+    assert gathered == pytest.approx(found["sent_bytes_by_formula"]["fsdp"] / 2, rel=0.05)
+
+
+@pytest.mark.slow
+@needs_cuda
+def test_what_does_not_fit_says_by_how_much_and_what_would(tmp_path):
+    big = ("--set=model.layers=2", "--set=model.width=16384", "--set=model.mlp_width=65536", "--set=model.heads=128")
+    arguments = ("--experiment=llama_1b", "--hardware=h100:8", *big, "--set=model.head_dim=128", "--set=mesh.fsdp=1")
+    common = ("--set=model.vocab_size=32000", "--set=train.batch_size=8", "--set=train.accumulate=1")
+    out, found = plan(tmp_path, *arguments, *common, code=1)
+    assert "does not fit" in out and "GB too much" in out and "mesh.fsdp=8" in out
+    assert not found["fits"] and found["needed_bytes"] > found["device_bytes"]
