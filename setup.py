@@ -1,6 +1,6 @@
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7"]
+TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "PyYAML>=6,<7", "kubernetes-validate>=1.31,<2"]
 HF = ["torch>=2.9,<3", "transformers>=5,<6", "tokenizers>=0.22,<1", "safetensors>=0.7,<1"]
 
 setup(

@@ -1,7 +1,8 @@
 """Starts N processes on this machine that find each other: python launch/local.py -n 2 -- COMMAND...
 
-Each gets LM_COORDINATOR, LM_NUM_PROCESSES and LM_PROCESS_ID. When one dies the others are ended. The exit code is that
-of the first that failed (128 + n for signal n), else 75 (saved, wants a restart) where any says so, else 0.
+Each gets LM_COORDINATOR, LM_NUM_PROCESSES and LM_PROCESS_ID, and LM_LAUNCH, the same in every attempt. When one dies
+the others are ended. The exit code is that of the first that failed (128 + n for signal n), else 75 (saved, wants a
+restart) where any says so, else 0.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -74,7 +76,7 @@ class Group:
             time.sleep(POLL_S)
         final = [failure, *(_code(code) for code in codes if code is not None)]
         code = next((code for code in final if code not in (0, RESTART)), RESTART if RESTART in final else 0)
-        if code not in (0, RESTART):
+        if code:  # What they started would hold memory and devices that a further attempt needs.
             self.send(signal.SIGKILL, ended=True)
         for pump in self._pumps:
             pump.join(timeout=1.0)
@@ -94,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, forward)
-    stuck, reached = 0, _newest_step(options.command)
+    os.environ.setdefault("LM_LAUNCH", f"local-{uuid.uuid4().hex[:12]}")
+    folder = _workdir(options.command)
+    stuck, reached = 0, _newest_step(folder)
     for attempt in range(options.restarts + 1):
         groups.append(Group(options.command, options.processes, options.port))
         if stopped:  # It came while the processes were being started.
@@ -102,10 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = groups[-1].wait()
         if stopped or not _wants_restart(code) or attempt == options.restarts:
             return code
-        step = _newest_step(options.command)
+        step = _newest_step(folder)
         stuck = 0 if step > reached else stuck + 1
         reached = max(step, reached)
-        if stuck == STUCK:
+        if stuck == STUCK and "://" not in folder:  # Behind a scheme, the run itself counts what its ledger says.
             print(
                 f"launch: {STUCK} attempts ended at step {max(step, 0)} with exit code {code}: giving up",
                 file=sys.stderr,
@@ -146,14 +150,19 @@ def _code(returncode: int) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
-def _newest_step(command: Sequence[str]) -> int:
-    """The newest step folder of the command's --workdir; -1 where there is none."""
-    folder = None
+def _workdir(command: Sequence[str]) -> str:
+    """The command's --workdir, empty where it has none."""
+    folder = ""
     for flag, following in zip(command, [*command[1:], ""], strict=True):
         name, equals, value = flag.partition("=")
         if name.lstrip("-") == "workdir" and name.startswith("-"):
             folder = value if equals else following
-    checkpoints = pathlib.Path(folder or "") / "checkpoints"
+    return folder
+
+
+def _newest_step(folder: str) -> int:
+    """The newest step folder of a run folder; -1 where there is none."""
+    checkpoints = pathlib.Path(folder) / "checkpoints"
     if not folder or not checkpoints.is_dir():
         return -1
     return max((int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()), default=-1)

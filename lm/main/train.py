@@ -17,6 +17,8 @@ from absl import flags
 from lm.core.errors import UsageError
 from lm.main.flags import define_experiment, load_run, required, value
 
+FRUITLESS = 3  # Starts of one launch from the same step, after which another would end like them.
+
 
 def define(values: flags.FlagValues) -> None:
     """Registers the flags of `lm train`."""
@@ -136,9 +138,17 @@ def _train(
             state = _initialized_from(options.init_from, corpus, state, abstract)
             say(f"weights from {options.init_from}")
     first = int(state.step)
+    launch = os.environ.get("LM_LAUNCH")  # Of a launcher: the same for all starts that it makes of its own accord.
+    fruitless = ledger.starts(launch, first) if launch and hosts.is_main() else 0
+    if hosts.broadcast(fruitless) >= FRUITLESS and first < run.train.steps:
+        ledger.write("crash_loop", step=first, launch=launch)
+        if hosts.is_main():
+            print(_crash_loop(workdir, first), file=sys.stderr)
+        return 1
     ledger.write(
         "start",
         step=first,
+        launch=launch,
         experiment=experiment,
         digest=config.digest(run),
         corpus=corpora.fingerprint(run, corpus),
@@ -158,6 +168,7 @@ def _train(
         batches=corpora.training_batches(run, corpus, mesh, int(state.examples), run.train.steps - first),
         checkpoints=checkpoints,
         lock=lock,
+        folder=workdir,
         ledger=ledger,
         metrics=metrics,
         display=display,
@@ -169,11 +180,17 @@ def _train(
         validate=corpora.validation(run, corpus, mesh),
         sample=closing.sampler(run, corpus, workdir),
         profile=options.profile,
-        profile_folder=os.path.join(workdir, "profile"),
     )
     try:
         state, code = loop.fit(run, state, under(mesh, train_step), mesh, parts)
-    except (SaveError, OSError) as error:
+    except Exception as error:
+        if hosts.is_peers_failure(error.__cause__ if isinstance(error, SaveError) and error.__cause__ else error):
+            print(f"lm train: another process of the run has ended ({error})", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                ledger.write("peer_lost", error=str(error)[:500])
+            hosts.abandon(loop.RESTART)
+        if not isinstance(error, SaveError | OSError):
+            raise
         saved = checkpoints.steps()
         with contextlib.suppress(OSError):  # The ledger may be on the disk that is full.
             ledger.write("failed", error=str(error))
@@ -188,6 +205,13 @@ def _train(
             row.write(workdir, run, corpus, corpora.fingerprint(run, corpus), status, mesh.size)
         closing.report(run, corpus, workdir, code, time.monotonic() - started, say)
     return code
+
+
+def _crash_loop(workdir: str, step: int) -> str:
+    return (
+        f"lm train: {FRUITLESS} starts from step {step} have ended without a newer checkpoint: giving up. "
+        f"{os.path.join(workdir, 'ledger.jsonl')} has what happened; a launch of its own tries again"
+    )
 
 
 def _reporter(ledger: Any) -> Callable[..., None]:

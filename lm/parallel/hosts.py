@@ -1,12 +1,10 @@
-"""Which processes make up a run, how they find each other, and what they tell one another."""
+"""How the processes of a run find each other, and what they tell one another."""
 
-import dataclasses
 import json
 import os
-import re
 import socket
 import sys
-from collections.abc import Mapping
+import time
 from typing import Any
 
 import jax
@@ -15,54 +13,13 @@ from jax.experimental import multihost_utils
 
 from lm.core.errors import UsageError
 from lm.parallel import rules
+from lm.parallel.layout import Layout
 
 BARRIER_MS = 24 * 3600 * 1000  # While process 0 builds a corpus; a death in that time ends all at once anyway.
 
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The processes of a run; with `num_processes=None` jax finds them itself (TPU pods)."""
-
-    coordinator: str | None = None
-    num_processes: int | None = 1
-    process_id: int | None = 0
-    source: str = "single"
-
-    def __post_init__(self):
-        if self.num_processes is None:
-            return
-        if not self.num_processes >= 1 or self.process_id is None or not 0 <= self.process_id < self.num_processes:
-            raise UsageError(
-                f"process id {self.process_id} of {self.num_processes} processes (from {self.source}): "
-                "ids go from 0 to the number of processes less one"
-            )
-        if self.num_processes > 1 and not self.coordinator:
-            raise UsageError(f"{self.num_processes} processes (from {self.source}) need a coordinator: host:port")
-
-
-def resolve(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> Layout:
-    """The layout from the first that says anything: flags, LM_*, Slurm, Open MPI, a TPU pod; else one process.
-
-    `flags` has `coordinator`, `num_processes` and `process_id`; a number of processes of "auto" leaves all three
-    to jax, for a Cloud TPU VM. Inside a Slurm allocation but outside `srun` (a batch script) there is one
-    process. Raises UsageError for a part that is missing or no number.
-    """
-    if flags and flags.get("num_processes") is not None:
-        return _given(flags.get("coordinator"), flags["num_processes"], flags.get("process_id"), "flags")
-    if "LM_NUM_PROCESSES" in environ:
-        names = ("LM_COORDINATOR", "LM_NUM_PROCESSES", "LM_PROCESS_ID")
-        coordinator, count, process_id = (environ.get(name) for name in names)
-        return _given(coordinator, count, process_id, "LM_*")
-    if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
-        coordinator = environ.get("LM_COORDINATOR") or _slurm_coordinator(environ)
-        return _given(coordinator, environ.get("SLURM_STEP_NUM_TASKS"), environ["SLURM_PROCID"], "Slurm")
-    if "OMPI_COMM_WORLD_SIZE" in environ:
-        coordinator = environ.get("LM_COORDINATOR") or _ompi_coordinator(environ)
-        return _given(coordinator, environ["OMPI_COMM_WORLD_SIZE"], environ.get("OMPI_COMM_WORLD_RANK"), "Open MPI")
-    pod = "," in environ.get("TPU_WORKER_HOSTNAMES", "") or "," in environ.get("TPU_PROCESS_ADDRESSES", "")
-    if pod or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
-        return Layout(None, None, None, "TPU pod")
-    return Layout()
+_PEERS_FAILURES = tuple(
+    f"{code}: " for code in ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNKNOWN")
+)
 
 
 def initialize(layout: Layout) -> None:
@@ -77,7 +34,8 @@ def initialize(layout: Layout) -> None:
     if layout.num_processes is None:
         jax.distributed.initialize(initialization_timeout=120, heartbeat_timeout_seconds=30)
         return
-    address = _resolved(layout.coordinator or "")
+    address, bind_address = _resolved(layout.coordinator or "", layout.patience_s)
+    _reach_directly(address)
     jax.distributed.initialize(
         coordinator_address=address,
         num_processes=layout.num_processes,
@@ -87,33 +45,8 @@ def initialize(layout: Layout) -> None:
         cluster_detection_method="deactivate",
         initialization_timeout=120,
         heartbeat_timeout_seconds=30,
-        # The service takes no credential, so it listens on the coordinator's own address alone.
-        coordinator_bind_address=address,
+        coordinator_bind_address=bind_address,
     )
-
-
-def cpu_devices(batch_size: int, environ: Mapping[str, str]) -> int | None:
-    """How many host devices to start on CPU: one a core, at most as many as divide `batch_size`.
-
-    One a process in a run of several, whose rows are split already. None where XLA_FLAGS or
-    JAX_NUM_CPU_DEVICES has decided. Hand it to `jax.config.update("jax_num_cpu_devices", n)`.
-    """
-    if forced_cpu_devices(environ) is not None:
-        return None
-    if resolve(environ).num_processes != 1:
-        return 1
-    return max(n for n in range(1, cores() + 1) if batch_size % n == 0)
-
-
-def forced_cpu_devices(environ: Mapping[str, str]) -> int | None:
-    """The number of host devices that XLA_FLAGS or JAX_NUM_CPU_DEVICES asks for, if one of them does."""
-    flag = re.search(r"xla_force_host_platform_device_count=(\d+)", environ.get("XLA_FLAGS", ""))
-    asked = flag[1] if flag else environ.get("JAX_NUM_CPU_DEVICES", "")
-    return int(asked) if asked.isdigit() else None
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_main() -> bool:
@@ -148,6 +81,28 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
+
+
+def post(name: str, text: str) -> None:
+    """Leaves a note for all processes with the coordinator, over this process's last of that name; waits for nobody."""
+    if (client := _client()) is not None:
+        client.key_value_set(f"lm/{name}/{jax.process_index()}", text, allow_overwrite=True)
+
+
+def posted(name: str) -> dict[int, str]:
+    """{process: its last note of that name}, of those that have left one."""
+    if (client := _client()) is None:
+        return {}
+    return {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(f"lm/{name}/")}
+
+
+def is_peers_failure(error: BaseException) -> bool:
+    """Whether an error of this process, in a run of several, is what a collective says when another one has ended.
+
+    The runtime's errors begin with a status code. A program or a machine at fault has others than these, such as
+    INVALID_ARGUMENT and RESOURCE_EXHAUSTED.
+    """
+    return jax.process_count() > 1 and str(error).startswith(_PEERS_FAILURES)
 
 
 def abandon(code: int) -> None:
@@ -186,51 +141,41 @@ def global_array(local_rows: dict[str, np.ndarray], sharding: jax.sharding.Shard
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in local_rows.items()}
 
 
-def _given(coordinator: Any, num_processes: Any, process_id: Any, source: str) -> Layout:
-    if num_processes == "auto":
-        return Layout(None, None, None, source)
-    try:
-        return Layout(coordinator, int(num_processes), int(process_id), source)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(
-            f"the number of processes {num_processes!r} and the process id {process_id!r} (from {source}) "
-            "must both be given, as whole numbers"
-        ) from None
+def _resolved(address: str, patience_s: float = 0.0) -> tuple[str, str]:
+    """(the coordinator's address, that on which its service listens), once the name is known.
 
-
-def _slurm_coordinator(environ: Mapping[str, str]) -> str:
-    """First node of the step; the port comes from job and step, so that steps of one job do not collide."""
-    job, step = int(environ.get("SLURM_JOB_ID", 0)), int(environ.get("SLURM_STEP_ID", 0))
-    return f"{_first_node(environ['SLURM_STEP_NODELIST'])}:{20000 + (job * 31 + step) % 12000}"
-
-
-def _first_node(nodes: str) -> str:
-    """The first name of a Slurm list, suffix included: node[001-004,7]-ib -> node001-ib."""
-    head, bracket, rest = nodes.partition("[")
-    if not bracket or "," in head:
-        return nodes.split(",")[0]
-    numbers, _, suffix = rest.partition("]")
-    first = numbers.split(",")[0].split("-")[0]
-    return head + first + suffix.split(",")[0]
-
-
-def _ompi_coordinator(environ: Mapping[str, str]) -> str:
-    """The launcher's own address: "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911" -> the first, port from its id."""
-    uri = environ.get("OMPI_MCA_orte_hnp_uri", "")
-    job, _, address = uri.partition(";tcp://")
-    if not address:
-        raise UsageError("this Open MPI does not say where its launcher runs: set LM_COORDINATOR=host:port")
-    return f"{address.split(',')[0].split(':')[0]}:{20000 + int(job.split('.')[0]) % 12000}"
-
-
-def _resolved(address: str) -> str:
+    The service takes no credential, so it listens on the coordinator's own address alone; on all where a host has its
+    own name for a loopback address, as Debian's have, at which no other host finds it.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"coordinator {address!r} must be host:port")
-    try:
-        socket.getaddrinfo(host.strip("[]"), int(port))
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"coordinator {address!r} does not resolve ({error}): check its name and DNS") from None
-    return address
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            found = {str(info[4][0]) for info in socket.getaddrinfo(host.strip("[]"), int(port))}
+            break
+        except (OSError, OverflowError) as error:
+            if time.monotonic() >= deadline:
+                raise UsageError(
+                    f"coordinator {address!r} does not resolve ({error}): check its name and DNS"
+                ) from None
+            time.sleep(1.0)
+    loopback = all(ip.startswith("127.") or ip == "::1" for ip in found)
+    meant = host.strip("[]") in ("localhost", *found)
+    return address, f"[::]:{port}" if loopback and not meant else address
+
+
+def _reach_directly(address: str) -> None:
+    """Keeps the coordinator's connections off a proxy of the environment, which would hang or end them."""
+    if any(name.lower() in ("http_proxy", "https_proxy", "grpc_proxy") for name in os.environ):
+        excepted = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
+        host = address.rpartition(":")[0].strip("[]")
+        os.environ["no_grpc_proxy"] = f"{excepted},{host}" if excepted else host
+
+
+def _client() -> Any:
+    """The coordinator's client; None in a run of one process. jax has no public name for it."""
+    from jax._src import distributed
+
+    return distributed.global_state.client

@@ -28,6 +28,11 @@ class Ledger:
             row |= {"host": platform.node(), "pid": os.getpid(), "versions": _versions()}
         files.append_line(self._file, json.dumps(row))
 
+    def starts(self, launch: str, step: int) -> int:
+        """How often this launch has started the run already at `step` or past it."""
+        started = [row for row in self.rows() if row["event"] == "start" and row.get("launch") == launch]
+        return sum(row["step"] >= step for row in started)
+
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far, oldest first."""
         return files.read_jsonl(self._file) if self._file.exists() else []

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.core import keys, tree
 from lm.core.errors import UsageError
-from lm.parallel import hosts, rules
+from lm.parallel import hosts, options, rules
 from lm.train import meters, step
 from lm.train.checkpoint import Checkpoints
 from lm.train.ledger import Ledger
@@ -25,6 +26,8 @@ from lm.train.metrics import Metrics
 from lm.train.progress import Display
 from lm.train.run import Run
 from lm.train.step import State
+from lm.train.stragglers import Stragglers
+from lm.train.watchdog import Watchdog
 
 DONE, RESTART, SUSPICIOUS_RESULT = 0, 75, 17
 AGREE_EVERY = 8  # Steps between the questions of several processes whether one was told to stop.
@@ -40,11 +43,11 @@ class Parts:
     metrics: Metrics
     display: Display
     lock: RunLock
+    folder: str
     meta: dict[str, Any]  # Saved beside each state.
     validate: Callable[[Any], Mapping[str, float]] | None = None  # Weights to figures of one row.
     sample: Callable[[Any, int], None] | None = None  # Weights and step to a file in samples/.
     profile: tuple[int, int] | None = None  # The first and last step of a trace.
-    profile_folder: str = ""
 
 
 def prepare(run: Run, mesh: jax.sharding.Mesh) -> tuple[State, Callable[[jax.Array], State], Callable]:
@@ -53,8 +56,8 @@ def prepare(run: Run, mesh: jax.sharding.Mesh) -> tuple[State, Callable[[jax.Arr
     Runs of one process that differ in schedule, seeds and length alone get the same, compiled once.
     """
     train = run.train
-    options = train.accumulate, train.ema_decay, train.poison, train.noise_scale
-    return _programs(run.model, run.objective, run.optimizer, mesh, *options)
+    settings = train.accumulate, train.ema_decay, train.poison, train.noise_scale
+    return _programs(run.model, run.objective, run.optimizer, mesh, *settings)
 
 
 @functools.lru_cache(maxsize=4)
@@ -87,7 +90,13 @@ def _programs(
         noise_scale=noise_scale,
     )
     whole, rows = NamedSharding(mesh, PartitionSpec()), rules.batch_sharding(mesh)
-    jitted = jax.jit(pure, donate_argnums=0, in_shardings=(places, rows, whole, whole), out_shardings=(places, whole))
+    jitted = jax.jit(
+        pure,
+        donate_argnums=0,
+        in_shardings=(places, rows, whole, whole),
+        out_shardings=(places, whole),
+        compiler_options=options.of_mesh(mesh),
+    )
     return abstract, jax.jit(new, out_shardings=places), jitted
 
 
@@ -113,14 +122,18 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
     steps = run.train.steps
     rates, key = learning_rates(run), keys.run_key(run.train.seed)
     parts.display.say(f"MFU counts 6 x matmul parameters and causal attention, {clock.convention}")
-    with _stop_signals() as stop, parts.display, _Trace(parts) as trace:
+    watchdog = Watchdog(run.train.watchdog_s, parts.folder, parts.ledger, RESTART)
+    stragglers = Stragglers(run.train.log_every, parts.ledger, parts.display.say)
+    with _stop_signals() as stop, parts.display, _Trace(parts, watchdog) as trace, watchdog:
         for done in range(int(state.step) + 1, steps + 1):
             trace.before(done)
-            batch = next(parts.batches)
+            batch = stragglers.next(parts.batches)
             clock.see(batch)
             state, metrics = train_step(state, batch, rates[done - 1], key)
             trace.after(done, state)
             log.take(done, metrics)
+            watchdog.step(done)
+            stragglers.step(done)
             parts.checkpoints.check()
             parts.display.advance(done)
             evaluates = done == steps or done % run.train.eval_every == 0
@@ -130,21 +143,24 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
                 log.flush()
             if log.skipped >= run.train.max_skipped:
                 log.flush()
-                _report_skips(run, state, parts, log.skipped)
+                with watchdog.paused():
+                    _report_skips(run, state, parts, log.skipped)
                 return state, SUSPICIOUS_RESULT
             if evaluates:
-                with clock.paused(state):
+                with clock.paused(state), watchdog.paused():
                     _evaluate(parts, state, done)
             if saves:
                 if hosts.broadcast(parts.lock.lost):
                     raise UsageError("another process took the run folder over (--steal): stopped without saving")
-                with clock.paused(state):
+                with clock.paused(state), watchdog.paused():
                     parts.checkpoints.save(done, state, parts.meta)
             if stopping:
-                parts.checkpoints.wait()
+                with watchdog.paused():
+                    parts.checkpoints.wait()
                 parts.display.say(f"saved step {done}; the same command continues from there")
                 return state, RESTART
-        parts.checkpoints.wait()
+        with watchdog.paused():
+            parts.checkpoints.wait()
     return state, DONE
 
 
@@ -249,13 +265,14 @@ def _report_skips(run: Run, state: State, parts: Parts, skipped: int) -> None:
 class _Trace:
     """A profiler trace of the steps that were asked for, or of those of them that this start still runs."""
 
-    def __init__(self, parts: Parts):
-        self._parts, self._on = parts, False
+    def __init__(self, parts: Parts, watchdog: Watchdog):
+        self._parts, self._watchdog, self._on = parts, watchdog, False
+        self._folder = os.path.join(parts.folder, "profile")
         self._first, self._last = parts.profile or (1, 0)
 
     def before(self, done: int) -> None:
         if not self._on and self._first <= done <= self._last:
-            jax.profiler.start_trace(self._parts.profile_folder)
+            jax.profiler.start_trace(self._folder)
             self._on = True
 
     def after(self, done: int, state: State) -> None:
@@ -264,9 +281,10 @@ class _Trace:
             self._stop()
 
     def _stop(self) -> None:
-        jax.profiler.stop_trace()
+        with self._watchdog.paused():
+            jax.profiler.stop_trace()
         self._on = False
-        self._parts.display.say(f"a trace of steps up to {self._last} is in {self._parts.profile_folder}")
+        self._parts.display.say(f"a trace of steps up to {self._last} is in {self._folder}")
 
     def __enter__(self) -> "_Trace":
         return self

@@ -32,6 +32,8 @@ class Train:
     save_every: int = setting(500, identity=False)
     keep_last: int = setting(2, identity=False)
     keep_every: int | None = setting(None, identity=False)
+    # Seconds without a step that end the process, or 10 times the median step where that is longer; 0 never.
+    watchdog_s: float = setting(60.0, identity=False)
 
     def __post_init__(self):
         names = ("steps", "batch_size", "seq_len", "accumulate", "max_skipped", "log_every", "eval_every", "save_every")
@@ -40,6 +42,8 @@ class Train:
             check_positive(**{"train.keep_every": self.keep_every})
         if self.keep_last < 2:
             raise UsageError(f"train.keep_last={self.keep_last} must be at least 2: a damaged step needs one before it")
+        if not self.watchdog_s >= 0:
+            raise UsageError(f"train.watchdog_s={self.watchdog_s} must not be negative; 0 switches the watchdog off")
         if self.batch_size % self.accumulate:
             raise UsageError(f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}")
         if self.noise_scale and self.accumulate < 2:

@@ -13,64 +13,10 @@ import pytest
 
 from lm.core.errors import UsageError
 from lm.parallel import hosts, rules
-from lm.parallel.hosts import Layout
+from lm.parallel.layout import Layout
 from lm.parallel.mesh import Mesh
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LM = {"LM_COORDINATOR": "a:1", "LM_NUM_PROCESSES": "2", "LM_PROCESS_ID": "1"}
-SLURM = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_ID": "1",
-    "SLURM_STEP_NODELIST": "node[003-004,7]-ib",
-    "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_PROCID": "2",
-}
-OMPI = {
-    "OMPI_COMM_WORLD_SIZE": "2",
-    "OMPI_COMM_WORLD_RANK": "0",
-    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
-}
-
-
-def test_the_first_that_says_anything_wins():
-    flags = {"coordinator": "f:1", "num_processes": 3, "process_id": 0}
-    assert hosts.resolve(LM | SLURM | OMPI, flags) == Layout("f:1", 3, 0, "flags")
-    assert hosts.resolve(LM | SLURM | OMPI, {"num_processes": None}) == Layout("a:1", 2, 1, "LM_*")
-    assert hosts.resolve(SLURM | OMPI) == Layout("node003-ib:20218", 4, 2, "Slurm")
-    assert hosts.resolve(OMPI).source == "Open MPI" and hosts.resolve(OMPI).coordinator.startswith("10.96.0.1:")
-    assert hosts.resolve({"TPU_WORKER_HOSTNAMES": "a,b"}) == Layout(None, None, None, "TPU pod")
-    assert hosts.resolve({"TPU_WORKER_HOSTNAMES": "localhost"}) == Layout() == hosts.resolve({})
-
-
-def test_a_batch_script_outside_srun_is_one_process():
-    assert hosts.resolve({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == Layout()
-
-
-def test_two_steps_of_one_job_do_not_share_a_port():
-    first, second = hosts.resolve(SLURM), hosts.resolve(SLURM | {"SLURM_STEP_ID": "2"})
-    assert first.coordinator != second.coordinator
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [("n1", "n1"), ("n1,n2", "n1"), ("n[1-4]", "n1"), ("n[001-004]-ib", "n001-ib"), ("a-1,n[1-4]", "a-1")],
-)
-def test_the_first_node_of_a_slurm_list(nodes, first):
-    assert hosts.resolve(SLURM | {"SLURM_STEP_NODELIST": nodes}).coordinator.split(":")[0] == first
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"LM_PROCESS_ID": "2"}, "process id 2 of 2"),
-        ({"LM_PROCESS_ID": "x"}, "'x'"),
-        ({"LM_NUM_PROCESSES": "0"}, "of 0 processes"),
-        ({"LM_COORDINATOR": ""}, "need a coordinator"),
-    ],
-)
-def test_a_layout_that_cannot_be_is_refused(changed, said):
-    with pytest.raises(UsageError, match=said):
-        hosts.resolve(LM | changed)
 
 
 @pytest.mark.parametrize("coordinator", ("no.such.host.invalid:1234", "here", "here:port"))
@@ -79,17 +25,68 @@ def test_a_coordinator_that_does_not_resolve_is_refused_at_once(coordinator):
         hosts.initialize(Layout(coordinator, 2, 1, "flags"))
 
 
+@pytest.fixture
+def joined(monkeypatch):
+    """The arguments that jax.distributed.initialize was called with."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "resolves_to", "listens_on"),
+    [
+        ("node1:5", "10.0.0.1", "node1:5"),
+        ("127.0.0.1:5", "127.0.0.1", "127.0.0.1:5"),
+        ("localhost:5", "127.0.0.1", "localhost:5"),
+        ("node1:5", "127.0.1.1", "[::]:5"),  # Debian's name for the host itself.
+        ("[::1]:5", "::1", "[::1]:5"),
+    ],
+)
+def test_the_coordinator_listens_where_others_find_it(monkeypatch, joined, coordinator, resolves_to, listens_on):
+    monkeypatch.setattr(hosts.socket, "getaddrinfo", lambda *_: [(2, 1, 6, "", (resolves_to, 5))])
+    hosts.initialize(Layout(coordinator, 2, 0, "flags"))
+    assert joined[0]["coordinator_bind_address"] == listens_on and joined[0]["coordinator_address"] == coordinator
+
+
+def test_a_process_drives_all_devices_that_it_can_see(monkeypatch, joined):
+    """And not the one that has the number of its Slurm task, as jax would have it."""
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    hosts.initialize(Layout("127.0.0.1:5", 2, 0, "Slurm"))
+    assert joined[0]["local_device_ids"] is None and joined[0]["cluster_detection_method"] == "deactivate"
+
+
+def test_a_pod_waits_for_the_coordinators_name(monkeypatch, joined):
+    tries = []
+
+    def resolves(*_):
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError("not yet")
+        return [(2, 1, 6, "", ("10.0.0.1", 5))]
+
+    monkeypatch.setattr(hosts.socket, "getaddrinfo", resolves)
+    monkeypatch.setattr(hosts.time, "sleep", lambda _: None)
+    hosts.initialize(Layout("run1-lm-0-0.run1:5", 2, 1, "an Indexed Job", patience_s=60))
+    assert len(tries) == 3 and len(joined) == 1
+
+
+def test_a_collectives_error_in_a_run_of_several_is_the_peers_failure(monkeypatch):
+    gone = ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:2991")
+    ours = [ValueError("train.steps"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), RuntimeError("internal")]
+    assert not hosts.is_peers_failure(gone)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert hosts.is_peers_failure(gone) and not any(map(hosts.is_peers_failure, ours))
+
+
+def test_one_process_has_nobody_to_tell():
+    hosts.post("note", "text")
+    assert hosts.posted("note") == {}
+
+
 def test_one_process_starts_nothing():
     hosts.initialize(Layout())
     assert hosts.is_main() and hosts.broadcast({"a": 1}) == {"a": 1} and not hosts.any_process(False)
-
-
-def test_cpu_devices_are_as_many_cores_as_divide_the_batch(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
-    assert [hosts.cpu_devices(n, {}) for n in (1, 7, 8, 12)] == [1, 1, 4, 6]
-    assert hosts.cpu_devices(12, LM) == 1
-    assert hosts.cpu_devices(12, {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}) is None
-    assert hosts.cpu_devices(12, {"JAX_NUM_CPU_DEVICES": "3"}) is None
 
 
 def test_a_process_supplies_its_rows_of_the_global_batch():
@@ -112,13 +109,17 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
 WORKER = """
 import json, os, sys
 import jax, numpy as np
-from lm.parallel import hosts, rules
+from lm.parallel import hosts, layout, rules
 from lm.parallel.mesh import Mesh
 from lm.train.checkpoint import Checkpoints
 from lm.train.digest import digests
-hosts.initialize(hosts.resolve(os.environ))
+hosts.initialize(layout.resolve(os.environ))
 rank, folder, order = jax.process_index(), sys.argv[1], sys.argv[2]
 mesh = Mesh().build()
+for text in ("old", f"from {rank}"):
+    hosts.post("note", text)
+hosts.barrier("posted")
+posted = hosts.posted("note")
 first, count = hosts.host_rows(mesh, 8)
 rows = np.arange(48, dtype=np.float32).reshape(8, 6)[first : first + count]
 batch = hosts.global_array({"w": rows}, rules.batch_sharding(mesh))
@@ -135,6 +136,7 @@ said = {
     "any": hosts.any_process(rank == jax.process_count() - 1),
     "none": hosts.any_process(False),
     "broadcast": hosts.broadcast({"from": rank}),
+    "posted": posted,
     "digest": digests(batch)["w"],
     "restored": digests(restored["params"])["w"],
     "step": step,
@@ -164,6 +166,7 @@ def test_two_processes_agree_and_equal_one_with_two_devices(tmp_path):
     (one,) = said(1, tmp_path / "one", "save")
     assert [each["rows"] for each in two] == [[0, 4], [4, 4]] and one["rows"] == [0, 8]
     assert all(each["any"] and not each["none"] and each["broadcast"] == {"from": 0} for each in two)
+    assert all(each["posted"] == {"0": "from 0", "1": "from 1"} for each in two) and one["posted"] == {}
     assert {each["digest"] for each in two} == {each["restored"] for each in two} == {one["digest"]}
     assert {each["total"] for each in two} == {one["total"]} == {48 * 47 / 2}
     # Either reads what the other saved; both pass over a damaged step together, and one of them renames it.
@@ -177,11 +180,12 @@ def test_two_processes_agree_and_equal_one_with_two_devices(tmp_path):
 
 
 def test_an_error_of_one_process_ends_all_at_once():
+    """Also behind a proxy that is not there, which the processes do not need to find each other."""
     code = (
-        "import os, sys\nfrom lm.parallel import hosts\nhosts.initialize(hosts.resolve(os.environ))\n"
+        "import os, sys\nfrom lm.parallel import hosts, layout\nhosts.initialize(layout.resolve(os.environ))\n"
         "hosts.abandon(2) if hosts.is_main() else hosts.barrier('never')"
     )
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "http_proxy": "http://127.0.0.1:9"}
     launcher = [sys.executable, str(ROOT / "launch" / "local.py"), "-n", "2", "--", sys.executable, "-c", code]
     start = time.monotonic()
     assert subprocess.run(launcher, env=environ, capture_output=True, timeout=60).returncode == 2
@@ -191,7 +195,7 @@ def test_an_error_of_one_process_ends_all_at_once():
 @pytest.mark.slow
 def test_a_barrier_waits_longer_than_gloo_does():
     code = (
-        "import os, time\nfrom lm.parallel import hosts\nhosts.initialize(hosts.resolve(os.environ))\n"
+        "import os, time\nfrom lm.parallel import hosts, layout\nhosts.initialize(layout.resolve(os.environ))\n"
         "time.sleep(35 if hosts.is_main() else 0)\nhosts.barrier('late')\nassert hosts.broadcast(1) == 1"
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}

@@ -24,3 +24,12 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
 def test_other_processes_write_nothing(tmp_path):
     Ledger(tmp_path, writes=False).write("start")
     assert not (tmp_path / NAME).exists()
+
+
+def test_the_starts_of_a_launch_are_counted_from_a_step_on(tmp_path):
+    ledger = Ledger(tmp_path)
+    for launch, step in (("a", 0), ("a", 10), ("b", 10), ("a", 10), (None, 10)):
+        ledger.write("start", step=step, launch=launch)
+        ledger.write("hung", step=step)
+    assert [ledger.starts("a", step) for step in (0, 10, 20)] == [3, 2, 0]
+    assert ledger.starts("b", 10) == 1
