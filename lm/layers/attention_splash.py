@@ -1,26 +1,35 @@
-"""Attention on TPUs by Splash, the kernel in JAX's own library: no scores in memory, hidden blocks skipped."""
+"""Attention on TPUs by Splash, the kernel in JAX's own library: no scores in memory, hidden blocks skipped.
+
+Where the sequence is sharded each device gathers all keys and values, and keeps its queries (context parallelism). The
+later ones of a causal sequence see more keys, so devices swap half of their queries in pairs, the first with the last:
+then each computes equally many scores (Llama 3, 2407.21783, section 3.3.2, does it by the order of the tokens).
+"""
 
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from lm.parallel.rules import is_sharded, partition
+from lm.parallel.rules import partition
 
 LANES = 128  # Of the vector unit: blocks are multiples of it.
 MAX_BLOCK = 1024
+SEQ = "seq"  # The mesh axis over which the length is sharded.
 
 
 def refusal(form: Any, q_BLHC: jax.Array, k_BSKC: jax.Array, given: frozenset[str]) -> str | None:
     """Why Splash cannot take a call with these further arrays by name; None where it can."""
     if other := given - {"documents"}:
         return f"it takes no {', '.join(sorted(other))}"
-    lengths = q_BLHC.shape[1], k_BSKC.shape[1]
-    if any(length % LANES for length in lengths):
-        return f"lengths {lengths[0]} and {lengths[1]} must be multiples of {LANES}"
-    if is_sharded("length"):
-        return "the sequence is sharded"
+    parts = _sizes().get(SEQ, 1)
+    # Half of a device's queries are a block at least, where they are swapped.
+    least = LANES if parts == 1 else 2 * LANES * parts
+    if q_BLHC.shape[1] % least or k_BSKC.shape[1] % (LANES * parts):
+        lengths = f"lengths {q_BLHC.shape[1]} and {k_BSKC.shape[1]}"
+        return f"{lengths} must be multiples of {least}" + (f" over {SEQ}={parts}" if parts > 1 else "")
     return None
 
 
@@ -33,55 +42,86 @@ def attend(
     interpret: bool = False,
 ) -> jax.Array:
     """o_BLHC as lm.layers.attention.attention has it, each device its own rows and heads; `interpret` runs anywhere."""
-    rows = documents or ()
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return _local(form, interpret, None, q_BLHC, k_BSKC, v_BSKC, *rows)
-    sizes = dict(mesh.shape)
-    queries = partition(("batch", None, "act_heads", None), q_BLHC.shape, sizes)
-    keys = partition(("batch", None, "act_kv_heads", None), k_BSKC.shape, sizes)
-    by_row = partition(("batch", None), q_BLHC.shape[:2], sizes)
+    rows, sizes = documents or (), _sizes()
+    parts = sizes.get(SEQ, 1)
+    # Every query of a full mask sees all keys: its shards are alike.
+    masks = parts if form.causal or form.window is not None else 1
+    kernel = _kernel(form, (q_BLHC.shape[1] // (parts // masks), k_BSKC.shape[1]), q_BLHC.shape[2], masks, interpret)
+    if not sizes:
+        return _local(form, None, 1, kernel, q_BLHC, k_BSKC, v_BSKC, *rows)
+    queries = partition(("batch", "length", "act_heads", None), q_BLHC.shape, sizes)
+    keys = partition(("batch", "length", "act_kv_heads", None), k_BSKC.shape, sizes)
+    by_row = partition(("batch", "length"), q_BLHC.shape[:2], sizes)
     # Fewer key heads than devices over heads are whole on each, and it takes those that its queries read.
     heads_over = queries[2] if keys[2] is None else None
+    over = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec(None, SEQ if masks > 1 else None))
     return jax.shard_map(
-        functools.partial(_local, form, interpret, heads_over),
-        in_specs=(queries, keys, keys, *(by_row for _ in rows)),
+        functools.partial(_local, form, heads_over, parts),
+        in_specs=(kernel.manual_sharding_spec(over), queries, keys, keys, *(by_row for _ in rows)),
         out_specs=queries,
         check_vma=False,
-    )(q_BLHC, k_BSKC, v_BSKC, *rows)
+    )(kernel, q_BLHC, k_BSKC, v_BSKC, *rows)
 
 
-def _local(form, interpret, heads_over, q_BLHC, k_BSKC, v_BSKC, *documents):
+def _sizes() -> dict[str, int]:
+    mesh = jax.sharding.get_abstract_mesh()
+    return {} if mesh.empty or mesh.size == 1 else dict(mesh.shape)
+
+
+def _kernel(form, lengths, all_heads, parts, interpret):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
-    (L, H), (S, K) = q_BLHC.shape[1:3], k_BSKC.shape[1:3]
-    if heads_over is not None:
-        group = H * jax.lax.axis_size(heads_over) // K
-        wanted = (jax.lax.axis_index(heads_over) * H + jnp.arange(H)) // group
-        k_BSKC, v_BSKC = (jnp.take(x, wanted, 2) for x in (k_BSKC, v_BSKC))
-    kernel = kernels.make_splash_mha(
-        _mask(form, H, L, S),
-        block_sizes=_block_sizes(kernels, L, S),
+    heads = all_heads // _sizes().get("tensor", 1)
+    return kernels.make_splash_mha(
+        _mask(form, heads, lengths, parts),
+        # A block ends where a swapped half begins.
+        block_sizes=_block_sizes(kernels, lengths[0] // parts // (2 if parts > 1 else 1), lengths[1]),
         attn_logits_soft_cap=form.soft_cap,
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=parts,
         # The name that the rematerialisation policy "attention" keeps.
         residual_checkpoint_name="attention",
         interpret=interpret,
     )
+
+
+def _local(form, heads_over, parts, kernel, q_BLHC, k_BSKC, v_BSKC, *documents):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+
+    H, K = q_BLHC.shape[2], k_BSKC.shape[2]
+    if parts > 1:
+        q_BLHC, documents = _swap(q_BLHC, parts), tuple(_swap(d, parts) for d in documents[:1]) + documents[1:]
+        gathered = (k_BSKC, v_BSKC, *documents[1:])
+        k_BSKC, v_BSKC, *last = (jax.lax.all_gather(x, SEQ, axis=1, tiled=True) for x in gathered)
+        documents = (*documents[:1], *last)
+    if heads_over is not None:
+        group = H * jax.lax.axis_size(heads_over) // K
+        wanted = (jax.lax.axis_index(heads_over) * H + jnp.arange(H)) // group
+        k_BSKC, v_BSKC = (jnp.take(x, wanted, 2) for x in (k_BSKC, v_BSKC))
     q_BHLC, k_BKSC, v_BKSC = (x.swapaxes(1, 2) for x in ((q_BLHC * form.scale).astype(q_BLHC.dtype), k_BSKC, v_BSKC))
     segments = kernels.SegmentIds(*documents) if documents else None
     o_BHLC = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=s))(q_BHLC, k_BKSC, v_BKSC, segments)
-    return o_BHLC.swapaxes(1, 2).astype(q_BLHC.dtype)
+    o_BLHC = o_BHLC.swapaxes(1, 2).astype(q_BLHC.dtype)
+    return _swap(o_BLHC, parts) if parts > 1 else o_BLHC
 
 
-def _mask(form, heads, L, S):
+def _swap(x, parts):
+    """`x` [B, L / parts, ...] with its second half exchanged for that of the device as far from the other end."""
+    first, second = jnp.split(x, 2, axis=1)
+    second = jax.lax.ppermute(second, SEQ, [(i, parts - 1 - i) for i in range(parts)])
+    return jnp.concatenate([first, second], 1)
+
+
+def _mask(form, heads, lengths, parts):
     """Lazy: a function of indices that the kernel evaluates in each block, never an array [L, S]."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    mask: masks.Mask = masks.CausalMask((L, S)) if form.causal else masks.FullMask((L, S))
+    mask: masks.Mask = masks.CausalMask(lengths) if form.causal else masks.FullMask(lengths)
     if form.window is not None:
-        mask = masks.LocalMask((L, S), (form.window - 1, 0 if form.causal else form.window - 1), 0)
+        mask = masks.LocalMask(lengths, (form.window - 1, 0 if form.causal else form.window - 1), 0)
+    if parts > 1 and not isinstance(mask, masks.FullMask):
+        halves = np.arange(lengths[0], dtype=np.int32).reshape(parts, 2, -1)
+        mask.q_sequence = np.stack([halves[:, 0], halves[::-1, 1]], 1).reshape(-1)  # type: ignore[attr-defined]
     return masks.MultiHeadMask([mask] * heads)
 
 

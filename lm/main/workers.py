@@ -200,7 +200,8 @@ def work(sweep: Any, answers: IO[str]) -> int:
     from lm.main.train import parameters
 
     runs = sweep.runs.values()
-    devices.start(math.gcd(*(r.train.batch_size for r in runs)), max(parameters(r.model) for r in runs))
+    sizes = math.gcd(*(r.train.batch_size for r in runs)), max(parameters(r.model) for r in runs)
+    devices.start(*sizes, min(r.train.seq_len for r in runs))
     names: queue.Queue[str | None] = queue.Queue()
     busy, closed = threading.Event(), threading.Event()
 

@@ -55,6 +55,23 @@ def test_splash_on_a_mesh_reads_the_right_key_heads(kv_heads, tensor):
     np.testing.assert_allclose(actual, attention(form, q, k, v, documents=pair), atol=1e-4)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["one_document", "packed"])
+@pytest.mark.parametrize("name", FORMS)
+def test_splash_over_a_sharded_sequence_computes_what_one_device_does(name, packed):
+    q, k, v, g = (jnp.tile(x, (1, 4, 1, 1)) for x in draw(kv_heads=2))
+    q, k = q * jnp.linspace(0.5, 1.5, 4 * L)[None, :, None, None], k.at[:, L:].mul(-1)  # No two quarters are alike.
+    form = Form(**vars(FORMS[name]) | {"scale": FORMS[name].scale or C**-0.5})
+    pair = tuple(jnp.concatenate([d + 4 * i for i in range(4)], 1) for d in documents()) if packed else None
+    expected = gradients(lambda *x: attention(form, *x, documents=pair), q, k, v, g)
+    with jax.set_mesh(Mesh(seq=4, tensor=2).build(jax.devices()[:8])):
+        actual = jax.jit(
+            lambda *x: gradients(lambda *x: attention_splash.attend(form, *x, pair, interpret=True), *x)
+        )(q, k, v, g)
+    # A sum of 1,024 x 4 x 32 terms, in another order.
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-3, atol=1e-2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), actual[1], expected[1])
+
+
 REFUSED = {  # By kernel: what it does not take, and a word of the reason.
     "splash": [
         (attention_splash, {}, {"bias"}, (256, 256), "bias"),
