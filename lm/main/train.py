@@ -54,7 +54,7 @@ def main(values: flags.FlagValues) -> int:
     from lm.main import corpora, devices
 
     corpora.check_named(run)
-    devices.start(run.train.batch_size, parameters(run.model))
+    devices.start(run.train.batch_size, parameters(run.model), run.train.seq_len)
     return train(run, experiment, workdir, options)
 
 
