@@ -39,30 +39,43 @@ class Collective:
 def read(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
     """All of a program's, loops' bodies as often as they run; those that move the most come first."""
     bodies, entry = _computations(text)
-    totals: dict[tuple[str, tuple[str, ...]], list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    runs = collections.Counter[str]()
     for line, times in _executed(bodies, entry, 1):
-        match = _INSTRUCTION.search(line)
-        if match is None:
-            continue
-        kind = match[2]
-        groups = _groups(line, mesh.size)
-        size = len(groups[0]) if kind != "collective-permute" else 2
-        if size < 2:
-            continue
-        shapes = [_size(*shape) for shape in _SHAPE.findall(match[1])]
-        moved = sum(shapes)
-        if match[3] and kind in ("all-gather", "reduce-scatter"):
-            # A start returns its operands beside its results, and one side is n times the other.
-            moved *= size / (size + 1)
-        elif match[3] and kind == "collective-permute":
-            moved /= 2
-        elif kind == "reduce-scatter":
-            moved *= size
-        total = totals[kind, _axes(groups, mesh)]
-        total[0] += times
-        total[1] += times * moved * _SHARE[kind](size)
+        if _INSTRUCTION.search(line):
+            runs[line] += times
+    # TPUs fuse one collective with several products, a piece of it in each: they share its channel.
+    once: dict[str, str] = {}
+    for line in runs:
+        channel = re.search(r"channel_id=\d+", line)
+        name = channel[0] if channel else line
+        once[name] = max(once.get(name, line), line, key=runs.__getitem__)
+    totals: dict[tuple[str, tuple[str, ...]], list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    for line in once.values():
+        kind, groups, moved = _moved(line, mesh.size)
+        if groups is not None:
+            total = totals[kind, _axes(groups, mesh)]
+            total[0] += runs[line]
+            total[1] += runs[line] * moved
     found = [Collective(kind, axes, int(count), sent) for (kind, axes), (count, sent) in totals.items()]
     return sorted(found, key=lambda c: -c.sent_bytes)
+
+
+def _moved(line, devices):
+    """(kind, the groups that meet, bytes that leave a device each time); no groups where nobody meets another."""
+    match = _INSTRUCTION.search(line)
+    kind, groups = match[2], _groups(line, devices)
+    size = len(groups[0]) if kind != "collective-permute" else 2
+    if size < 2:
+        return kind, None, 0.0
+    moved = sum(_size(*shape) for shape in _SHAPE.findall(match[1]))
+    if match[3] and kind in ("all-gather", "reduce-scatter"):
+        # A start returns its operands beside its results, and one side is n times the other.
+        moved *= size / (size + 1)
+    elif match[3] and kind == "collective-permute":
+        moved /= 2
+    elif kind == "reduce-scatter":
+        moved *= size
+    return kind, groups, moved * _SHARE[kind](size)
 
 
 def largest_buffer(text: str) -> float:
