@@ -63,11 +63,12 @@ def read(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
 def _moved(line, devices):
     """(kind, the groups that meet, bytes that leave a device each time); no groups where nobody meets another."""
     match = _INSTRUCTION.search(line)
+    assert match is not None  # Only such lines come here.
     kind, groups = match[2], _groups(line, devices)
     size = len(groups[0]) if kind != "collective-permute" else 2
     if size < 2:
         return kind, None, 0.0
-    moved = sum(_size(*shape) for shape in _SHAPE.findall(match[1]))
+    moved: float = sum(_size(*shape) for shape in _SHAPE.findall(match[1]))
     if match[3] and kind in ("all-gather", "reduce-scatter"):
         # A start returns its operands beside its results, and one side is n times the other.
         moved *= size / (size + 1)

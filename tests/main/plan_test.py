@@ -15,7 +15,7 @@ needs_cuda = pytest.mark.skipif(
 # Products and gradients of layers outweigh all else, as in the models that are planned.
 SMALL = [f"--set=model.{s}" for s in ("layers=4", "width=512", "heads=4", "kv_heads=4", "mlp_width=2048")]
 SMALL += ["--set=model.vocab_size=512", "--set=model.remat=none"]
-SMALL += ["--set=train.batch_size=8", "--set=train.seq_len=1024", "--set=mesh.fsdp=1"]
+SMALL += ["--set=train.batch_size=8", "--set=train.seq_len=1024", "--set=train.accumulate=1", "--set=mesh.fsdp=1"]
 
 
 def plan(tmp_path, *arguments, code=0):
