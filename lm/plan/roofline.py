@@ -88,8 +88,20 @@ def roofline(run: Any, hardware: Hardware, sizes: Mapping[str, int], batch: Mapp
 
 def communication(run: Any, spec: Any, hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, float]:
     """Seconds of each mesh axis's collectives, were nothing hidden; bytes by the formulas of `sent_bytes`."""
-    rates = _rates(hardware, sizes)
-    return {axis: sent / rates[axis] for axis, sent in sent_bytes(run, spec, sizes).items() if sent}
+    links, times = _links(hardware, sizes), counts(run)
+    assert hardware.chip is not None
+    return {
+        axis: sent / links[axis][0] + times[axis] * links[axis][1] * hardware.chip.hop_s
+        for axis, sent in sent_bytes(run, spec, sizes).items()
+        if sent
+    }
+
+
+def counts(run: Any) -> dict[str, int]:
+    """How many collectives of each mesh axis wait for one another in a step: every one pays for its hops."""
+    layers, micro = getattr(run.model, "layers", 1), run.train.accumulate
+    routed = sum(layer.experts is not None for layer in _layers(run.model))
+    return {"fsdp": 3 * layers * micro, "data": 1, "tensor": 8 * layers, "seq": 3 * layers, "expert": 6 * routed}
 
 
 def sent_bytes(run: Any, spec: Any, sizes: Mapping[str, int]) -> dict[str, float]:
@@ -129,24 +141,27 @@ def _exposed(times: Mapping[str, float], compute: float) -> dict[str, float]:
     return shown
 
 
-def _rates(hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, float]:
-    """Bytes a second that a device sends along each mesh axis, which takes as many of the links as it has devices."""
+def _links(hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+    """{mesh axis: (bytes a second that a device sends along it, hops around it)}.
+
+    In a torus an axis has as many of its links as it has devices.
+    """
     chip = hardware.chip
     assert chip is not None
     if not chip.torus_axes:
         return {axis: _switched(chip, sizes, axis, hardware) for axis in sizes}
     within = {a: n // hardware.slices if a == "data" else n for a, n in sizes.items()}
     total = math.log(max(2, math.prod(within.values())))
-    rates = {}
+    links = {}
     for axis, n in within.items():
-        share = math.log(max(2, n)) / total  # Of the torus's axes, one at least.
-        rates[axis] = chip.axis_rate / chip.devices * min(chip.torus_axes, max(1.0, share * chip.torus_axes))
+        spanned = min(chip.torus_axes, max(1.0, chip.torus_axes * math.log(max(2, n)) / total))
+        links[axis] = chip.axis_rate / chip.devices * spanned, spanned * n ** (1 / spanned) / 2  # Both ways around.
     if hardware.slices > 1:
-        rates["data"] = chip.network_rate / chip.devices
-    return rates
+        links["data"] = chip.network_rate / chip.devices, hardware.slices
+    return links
 
 
-def _switched(chip: Chip, sizes: Mapping[str, int], axis: str, hardware: Hardware) -> float:
+def _switched(chip: Chip, sizes: Mapping[str, int], axis: str, hardware: Hardware) -> tuple[float, float]:
     """GPUs of a host meet through its switch; beyond, an axis has the network of as many GPUs as it fills a host with.
 
     The mesh is laid out in the order of its axes, the last one innermost.
@@ -154,8 +169,9 @@ def _switched(chip: Chip, sizes: Mapping[str, int], axis: str, hardware: Hardwar
     names = list(sizes)
     inner = math.prod(sizes[a] for a in names[names.index(axis) + 1 :])
     if inner * sizes[axis] <= min(chip.together, hardware.chips):
-        return chip.axis_rate
-    return chip.network_rate * max(1, chip.together // inner)
+        return chip.axis_rate, 1.0
+    here = max(1, chip.together // inner)
+    return chip.network_rate * here, sizes[axis] / here
 
 
 def _traffic(spec: Any, tokens: int, again: str) -> float:
