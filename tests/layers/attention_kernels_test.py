@@ -64,9 +64,9 @@ def test_splash_over_a_sharded_sequence_computes_what_one_device_does(name, pack
     pair = tuple(jnp.concatenate([d + 4 * i for i in range(4)], 1) for d in documents()) if packed else None
     expected = gradients(lambda *x: attention(form, *x, documents=pair), q, k, v, g)
     with jax.set_mesh(Mesh(seq=4, tensor=2).build(jax.devices()[:8])):
-        actual = jax.jit(
-            lambda *x: gradients(lambda *x: attention_splash.attend(form, *x, pair, interpret=True), *x)
-        )(q, k, v, g)
+        actual = jax.jit(lambda *x: gradients(lambda *x: attention_splash.attend(form, *x, pair, interpret=True), *x))(
+            q, k, v, g
+        )
     # A sum of 1,024 x 4 x 32 terms, in another order.
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-3, atol=1e-2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), actual[1], expected[1])
