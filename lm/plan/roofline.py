@@ -108,7 +108,7 @@ def sent_bytes(run: Any, spec: Any, sizes: Mapping[str, int]) -> dict[str, float
     """Bytes that leave a device in a step along each mesh axis.
 
     fsdp: kernels gathered forward and backward in the compute type, gradients scattered in float32, once a
-    micro-batch. data: gradients reduced. tensor: two gathers and two scatters of the residual stream a layer, forward
+    micro-batch. data: gradients reduced, over experts' and sequence's devices too where those hold the same. tensor: two gathers and two scatters of the residual stream a layer, forward
     and backward. seq: keys and values gathered, their gradients scattered. expert: tokens gathered to the experts and
     their sums scattered, forward and backward.
     """
@@ -117,12 +117,12 @@ def sent_bytes(run: Any, spec: Any, sizes: Mapping[str, int]) -> dict[str, float
     ring = {axis: (n - 1) / n for axis, n in sizes.items()}
     width, layers = getattr(run.model, "width", 0), getattr(run.model, "layers", 0)
     gathered = sum(math.prod(p.shape) / shards(p, dict(sizes), but="fsdp") for p in _leaves(spec) if _on(p, "fsdp"))
-    local = held(spec, sizes)
+    reduced = sum(_reduced(p, sizes) for p in _leaves(spec))
     keys = _key_features(run.model)
     routed = [layer for layer in _layers(run.model) if layer.experts is not None]
     return {
         "fsdp": micro * ring["fsdp"] * gathered * (2 * COMPUTE_BYTES + 4),
-        "data": 2 * ring["data"] * 4 * local,
+        "data": 2 * 4 * reduced,
         "tensor": 8 * ring["tensor"] * COMPUTE_BYTES * tokens * width * layers,
         "seq": 3 * 2 * ring["seq"] * COMPUTE_BYTES * tokens * sizes["seq"] * keys * layers,
         "expert": 3 * 2 * ring["expert"] * sizes["expert"] * COMPUTE_BYTES * tokens * width * len(routed),
@@ -208,6 +208,12 @@ def held(spec: Any, sizes: Mapping[str, int]) -> float:
 
 def _leaves(spec: Any) -> list[Param]:
     return list(tree.flatten(spec).values())
+
+
+def _reduced(p: Param, sizes: Mapping[str, int]) -> float:
+    """Numbers of a gradient that leave a device, each way, on the way around those that hold the same shard of it."""
+    same = math.prod(sizes[a] for a in ("data", "expert", "seq") if not _on(p, a))
+    return math.prod(p.shape) / shards(p, dict(sizes)) * (same - 1) / same
 
 
 def _on(p: Param, mesh_axis: str) -> bool:
