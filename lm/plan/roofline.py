@@ -108,9 +108,9 @@ def sent_bytes(run: Any, spec: Any, sizes: Mapping[str, int]) -> dict[str, float
     """Bytes that leave a device in a step along each mesh axis.
 
     fsdp: kernels gathered forward and backward in the compute type, gradients scattered in float32, once a
-    micro-batch. data: gradients reduced, over experts' and sequence's devices too where those hold the same. tensor: two gathers and two scatters of the residual stream a layer, forward
-    and backward. seq: keys and values gathered, their gradients scattered. expert: tokens gathered to the experts and
-    their sums scattered, forward and backward.
+    micro-batch. data: gradients reduced, over experts' and sequence's devices too where those hold the same. tensor:
+    two gathers and two scatters of the residual stream a layer, forward and backward. seq: keys and values gathered,
+    their gradients scattered. expert: tokens gathered to the experts and their sums scattered, forward and backward.
     """
     micro = run.train.accumulate
     tokens = run.train.batch_size * run.train.seq_len / math.prod(sizes[a] for a in (*BATCH_AXES, "seq"))
