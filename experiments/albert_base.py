@@ -5,6 +5,7 @@ Command: lm train --experiment=albert_base --corpus=DIR --workdir=DIR
 Hardware and time: 64 to 512 TPU v3 chips (paper, section 4.1).
 """
 
+from lm.data.stream import Data
 from lm.models.encoder import Encoder
 from lm.objectives.mlm import MaskedLM
 from lm.objectives.pairs import Pairs
@@ -31,6 +32,7 @@ def run() -> Run:
             dtype="bfloat16",
         ),
         objective=Pairs("sop", MaskedLM(unit="word", max_ngram=3), short=0.1),
+        data=Data(tokenizer="unigram:30000"),  # As published; a corpus brings its own.
         optimizer=Lamb(b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.01, clip_norm=1.0),
         schedule=Linear(peak=0.00176, warmup_steps=3125),
         train=Train(steps=125_000, batch_size=4096, seq_len=512, accumulate=16, eval_every=5000, save_every=5000),

@@ -8,6 +8,7 @@ Command: lm train --experiment=bart_base --corpus=DIR --workdir=DIR
 Hardware: 64 GPUs with 80 GB, or 64 TPU v5p chips.
 """
 
+from lm.data.stream import Data
 from lm.models.encdec import EncDec
 from lm.objectives.denoise import Denoise
 from lm.train.optimizers import AdamW
@@ -36,6 +37,7 @@ def run() -> Run:
             dtype="bfloat16",
         ),
         objective=Denoise(),
+        data=Data(tokenizer="bpe:50265"),  # As published; a corpus brings its own.
         optimizer=AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=None),
         schedule=Linear(peak=6e-4, warmup_steps=24_000),
         train=Train(steps=500_000, batch_size=8000, seq_len=512, accumulate=25, eval_every=5000, save_every=5000),

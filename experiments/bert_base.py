@@ -8,6 +8,7 @@ Command: lm train --experiment=bert_base --corpus=DIR --workdir=DIR
 Hardware and time: 16 TPU chips, 4 days (paper, appendix A.2).
 """
 
+from lm.data.stream import Data
 from lm.models.encoder import Encoder
 from lm.objectives.mlm import MaskedLM
 from lm.objectives.pairs import Pairs
@@ -31,6 +32,7 @@ def run() -> Run:
             dtype="bfloat16",
         ),
         objective=Pairs("nsp", MaskedLM(copies=10), short=0.1),
+        data=Data(tokenizer="wordpiece:30522"),  # As published; a corpus brings its own.
         optimizer=AdamW(b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.01, clip_norm=1.0),
         schedule=Linear(peak=1e-4, warmup_steps=10_000),
         train=Train(steps=1_000_000, batch_size=256, seq_len=512, eval_every=5000, save_every=5000),

@@ -7,6 +7,7 @@ Hardware and time: one V100, 4 days (paper, table 1).
 
 import dataclasses
 
+from lm.data.stream import Data
 from lm.models.electra import Electra
 from lm.models.encoder import Encoder
 from lm.objectives.detect import Detect
@@ -33,6 +34,7 @@ def run() -> Run:
     return Run(
         model=Electra(discriminator, generator),
         objective=Detect(),
+        data=Data(tokenizer="wordpiece:30522"),  # As published; a corpus brings its own.
         optimizer=AdamW(b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.01, clip_norm=1.0),
         schedule=Linear(peak=5e-4, warmup_steps=10_000),
         train=Train(steps=1_000_000, batch_size=128, seq_len=128, eval_every=5000, save_every=5000),

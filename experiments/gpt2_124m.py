@@ -8,6 +8,7 @@ Hardware and time: 8 A100 40GB, about 4 days (nanoGPT README).
 
 import dataclasses
 
+from lm.data.stream import Data
 from lm.models.decoder import Decoder
 from lm.objectives.causal import Causal
 from lm.train.optimizers import AdamW
@@ -20,6 +21,7 @@ def run() -> Run:
     return Run(
         model=Decoder(layers=12, heads=12, width=768, max_len=1024, activation="gelu_tanh", dtype="bfloat16"),
         objective=Causal(),
+        data=Data(tokenizer="bpe:50257"),  # As published; a corpus brings its own.
         optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0),
         schedule=Cosine(peak=6e-4, final=6e-5, warmup_steps=2000),
         train=Train(

@@ -9,6 +9,7 @@ Command: lm train --experiment=llama_1b --corpus=DIR --workdir=DIR
 Hardware: 8 GPUs with 80 GB, or 16 TPU v5p chips.
 """
 
+from lm.data.stream import Data
 from lm.models.decoder import Decoder
 from lm.objectives.causal import Causal
 from lm.parallel.mesh import Mesh
@@ -40,6 +41,7 @@ def run() -> Run:
             remat="attention",
         ),
         objective=Causal(isolate_documents=True),
+        data=Data(tokenizer="bpe:128256"),  # As published; a corpus brings its own.
         optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0),
         schedule=Cosine(peak=3e-4, final=3e-6, warmup_steps=2000),
         mesh=Mesh(fsdp=8),

@@ -8,6 +8,7 @@ Command: lm train --experiment=palm_8b --corpus=DIR --workdir=DIR   (8.6B parame
 Hardware: the paper used TPU v4 pods; 64 chips with 95 GB hold it.
 """
 
+from lm.data.stream import Data
 from lm.models.decoder import Decoder
 from lm.objectives.causal import Causal
 from lm.parallel.mesh import Mesh
@@ -41,6 +42,7 @@ def run() -> Run:
             remat="attention",
         ),
         objective=Causal(z_loss=1e-4),
+        data=Data(tokenizer="bpe:256000"),  # As published; a corpus brings its own.
         optimizer=Adafactor(decay_rate=0.8, factored=False, momentum=0.9, clip_norm=1.0),
         schedule=InverseSqrt(peak=1e-2, warmup_steps=10_000, hold=True),
         mesh=Mesh(fsdp=64),

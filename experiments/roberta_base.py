@@ -8,6 +8,7 @@ Hardware and time: 1,024 V100, about a day for the large model's first 100,000 s
 import dataclasses
 
 from experiments import bert_base
+from lm.data.stream import Data
 from lm.objectives.mlm import MaskedLM
 from lm.train.optimizers import AdamW
 from lm.train.run import Evals, Run, Train
@@ -20,6 +21,7 @@ def run() -> Run:
     return Run(
         model=model,
         objective=MaskedLM(),
+        data=Data(tokenizer="bpe:50265"),  # As published; a corpus brings its own.
         optimizer=AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=None),
         schedule=Linear(peak=6e-4, warmup_steps=24_000),
         train=Train(steps=500_000, batch_size=8192, seq_len=512, accumulate=32, eval_every=5000, save_every=5000),

@@ -12,6 +12,7 @@ Command: lm train --experiment=switch_base --corpus=DIR --workdir=DIR
 Hardware and time: 32 TPU v3 cores (paper, table 1); not run by us.
 """
 
+from lm.data.stream import Data
 from lm.layers.block import Layer
 from lm.layers.moe import Experts
 from lm.models.decoder import Decoder
@@ -49,6 +50,7 @@ def run() -> Run:
             remat="attention",
         ),
         objective=Causal(),
+        data=Data(tokenizer="unigram:32000"),  # As published; a corpus brings its own.
         optimizer=Adafactor(decay_rate=0.8),
         schedule=InverseSqrt(peak=1e-2, warmup_steps=10_000, hold=True),
         mesh=Mesh(expert=8),

@@ -7,6 +7,7 @@ Command: lm train --experiment=t5_base --corpus=DIR --workdir=DIR
 Hardware and time: slices of Cloud TPU pods (paper, section 2); about 1 trillion tokens of source.
 """
 
+from lm.data.stream import Data
 from lm.layers.buckets import Buckets
 from lm.models.encdec import EncDec
 from lm.objectives.span import SpanCorruption
@@ -44,6 +45,7 @@ def run() -> Run:
             dtype="bfloat16",
         ),
         objective=SpanCorruption(z_loss=1e-4),
+        data=Data(tokenizer="unigram:32000"),  # As published; a corpus brings its own.
         optimizer=Adafactor(),
         schedule=InverseSqrt(peak=0.01, warmup_steps=10_000, hold=True),
         train=Train(

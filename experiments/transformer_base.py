@@ -7,6 +7,7 @@ Command: lm train --experiment=transformer_base --corpus=DIR --workdir=DIR
 Hardware and time: 8 P100, 12 hours (paper, section 5.2).
 """
 
+from lm.data.stream import Data
 from lm.models.encdec import EncDec
 from lm.objectives.denoise import Denoise
 from lm.train.optimizers import AdamW
@@ -30,6 +31,7 @@ def run() -> Run:
             dtype="bfloat16",
         ),
         objective=Denoise(label_smoothing=0.1),
+        data=Data(tokenizer="bpe:37000"),  # As published; a corpus brings its own.
         optimizer=AdamW(b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.0, clip_norm=None),
         schedule=InverseSqrt(peak=512**-0.5 * 4000**-0.5, warmup_steps=4000),
         train=Train(steps=100_000, batch_size=192, seq_len=128, eval_every=1000, save_every=1000),
