@@ -31,6 +31,7 @@ class Plan:
     found: list[collectives.Collective] | None
     tokens: float
     ranked: list[search.Candidate]
+    notes: list[str]
 
     @property
     def room_bytes(self) -> float:
@@ -73,8 +74,18 @@ def make(run: Any, hardware: Hardware, devices: list[jax.Device], searching: boo
 def _compile(run, hardware, devices, batch, tokens, ranked) -> Plan:
     sizes = run.mesh.sizes(len(devices))
     rules.partition(("batch",), (run.train.batch_size // run.train.accumulate,), sizes)
-    mesh = run.mesh.build(devices)
-    compiled = program.compile_step(run, mesh)
+    mesh, notes = run.mesh.build(devices), []
+    try:
+        compiled = program.compile_step(run, mesh)
+    except RuntimeError as error:
+        if "cuDNN" not in str(error) or not hasattr(run.model, "attention_kernel"):
+            raise
+        blocks = dataclasses.replace(run.model, attention_kernel="blocks")
+        compiled = program.compile_step(dataclasses.replace(run, model=blocks), mesh)
+        notes.append(
+            "cuDNN is not installed here: compiled with attention in blocks of queries, whose memory grows with the "
+            "length as cuDNN's does; its time above is that of a fused kernel"
+        )
     return Plan(
         run=run,
         hardware=hardware,
@@ -85,6 +96,7 @@ def _compile(run, hardware, devices, batch, tokens, ranked) -> Plan:
         found=None if compiled.text is None else collectives.read(compiled.text, mesh),
         tokens=tokens or float(run.train.steps * run.train.batch_size * run.train.seq_len),
         ranked=ranked,
+        notes=notes,
     )
 
 
@@ -104,6 +116,8 @@ def text(plan: Plan, name: str, price: float | None) -> str:
     _print_collectives(console, plan)
     if plan.ranked:
         _print_ranked(console, plan)
+    for note in plan.notes:
+        console.print(note)
     compiled = plan.program
     console.print(f"lowered in {compiled.lower_s:.1f} s, compiled in {compiled.compile_s:.1f} s")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
@@ -135,6 +149,7 @@ def to_json(plan: Plan, name: str, price: float | None) -> dict[str, Any]:
         "cost": None if line is None or price is None else _cost(plan, line, price),
         "sent_bytes_by_formula": plan.sent,
         "collectives": None if plan.found is None else [dataclasses.asdict(c) for c in plan.found],
+        "notes": plan.notes,
         "compile_s": plan.program.compile_s,
         "config": config.to_json(plan.run),
     }

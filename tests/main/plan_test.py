@@ -83,3 +83,12 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(tmp_path):
     out, found = plan(tmp_path, *arguments, *common, code=1)
     assert "does not fit" in out and "GB too much" in out and "mesh.fsdp=8" in out
     assert not found["fits"] and found["needed_bytes"] > found["device_bytes"]
+
+
+@pytest.mark.slow
+@needs_cuda
+def test_a_gpu_without_its_library_here_is_planned_with_attention_in_blocks(tmp_path):
+    """The recipe has no documents to keep apart, so that on the GPU itself cuDNN would take it."""
+    sizes = ("--set=model.layers=2", "--set=train.batch_size=8", "--set=train.accumulate=1", "--set=model.scan=True")
+    out, found = plan(tmp_path, "--experiment=gpt2_124m", "--hardware=h200:1", *sizes)
+    assert found["fits"] and ("cuDNN is not installed" in out) == bool(found["notes"])
