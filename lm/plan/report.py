@@ -192,12 +192,9 @@ def _print_memory(console: Any, plan: Plan) -> None:
     for part, held in plan.program.memory.items():
         console.print(f"  {part:<28} {_bytes(held):>13} a device")
     total, room = plan.program.total_bytes, plan.room_bytes
-    verdict = (
-        ""
-        if math.isinf(room)
-        else f" of {room / GB:.1f}: "
-        + ("fits" if plan.fits else f"does not fit, {(total - room) / GB:.2f} GB too much")
-    )
+    free = search.FREE * room
+    verdict = "fits" if plan.fits else f"does not fit, {(total - free) / GB:.2f} GB too much"
+    verdict = "" if math.isinf(room) else f" of {room / GB:.1f}, {free / GB:.1f} of them to be had: {verdict}"
     console.print(f"  {'together':<28} {_bytes(total):>13}{verdict}")
     if not plan.program.donated:
         console.print("  the state is not given to the step whole: it is in memory twice")
