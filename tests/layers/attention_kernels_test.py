@@ -35,8 +35,15 @@ def gradients(attend, q, k, v, g):
     return jax.value_and_grad(lambda q, k, v: jnp.sum(attend(q, k, v) * g), (0, 1, 2))(q, k, v)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["one_document", "packed"])
-@pytest.mark.parametrize("name", FORMS)
+QUICK = {("causal", True), ("window", False)}  # The interpreter takes its time.
+CASES = [
+    pytest.param(name, packed, marks=() if (name, packed) in QUICK else pytest.mark.slow)
+    for name in FORMS
+    for packed in (False, True)
+]
+
+
+@pytest.mark.parametrize("name,packed", CASES)
 def test_splash_computes_what_blocks_do(name, packed):
     q, k, v, g = draw(kv_heads=2)
     form = Form(**vars(FORMS[name]) | {"scale": FORMS[name].scale or C**-0.5})
@@ -55,13 +62,13 @@ def test_splash_on_a_mesh_reads_the_right_key_heads(kv_heads, tensor):
     np.testing.assert_allclose(actual, attention(form, q, k, v, documents=pair), atol=1e-4)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["one_document", "packed"])
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name,packed", CASES)
 def test_splash_over_a_sharded_sequence_computes_what_one_device_does(name, packed):
     q, k, v, g = (jnp.tile(x, (1, 4, 1, 1)) for x in draw(kv_heads=2))
     q, k = q * jnp.linspace(0.5, 1.5, 4 * L)[None, :, None, None], k.at[:, L:].mul(-1)  # No two quarters are alike.
     form = Form(**vars(FORMS[name]) | {"scale": FORMS[name].scale or C**-0.5})
-    pair = tuple(jnp.concatenate([d + 4 * i for i in range(4)], 1) for d in documents()) if packed else None
+    numbers = tuple(jnp.concatenate([d + 4 * i for i in range(4)], 1) for d in documents())
+    pair = numbers if packed else None
     expected = gradients(lambda *x: attention(form, *x, documents=pair), q, k, v, g)
     with jax.set_mesh(Mesh(seq=4, tensor=2).build(jax.devices()[:8])):
         actual = jax.jit(lambda *x: gradients(lambda *x: attention_splash.attend(form, *x, pair, interpret=True), *x))(
