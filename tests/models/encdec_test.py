@@ -191,7 +191,7 @@ def test_a_step_down_the_gradient_lowers_the_loss_and_leaves_buffers_alone(model
     assert {path for path, p in spec.items() if not p.trainable} == {p for p, g in gradients.items() if not np.any(g)}
 
 
-@pytest.mark.parametrize("model", ["bart", "umt5"], indirect=True, scope="module")
+@pytest.mark.parametrize("model", [pytest.param("bart", marks=pytest.mark.slow), "umt5"], indirect=True, scope="module")
 def test_dropout_is_turned_on_by_a_key_and_remat_changes_nothing(model, params, reference):
     rates = {f"{name}_dropout": 0.1 for name in ("embed", "residual", "attention", "mlp")}
     model, batch = dataclasses.replace(model, **rates), make_batch()
