@@ -22,6 +22,15 @@ def is_local(name: str | os.PathLike) -> bool:
     return "://" not in os.fspath(name)
 
 
+def modified(name: str | os.PathLike) -> float | None:
+    """When a file was last written, in seconds of `time.time`; None where there is none."""
+    try:
+        # epath cuts a local file's time to whole seconds.
+        return os.stat(name).st_mtime if is_local(name) else path(name).stat().mtime
+    except FileNotFoundError:
+        return None
+
+
 def write_bytes(name: str | os.PathLike, data: bytes) -> None:
     """Writes the whole file durably; a reader sees the old content or the new, never a part.
 

@@ -2,6 +2,7 @@
 
 lm report --workdir=runs/abl
 lm report --workdir=runs/abl --baseline=rotary --margin=0.005 --fit=runs/fit
+lm report --workdir=runs/quickstart    (a run folder: also where its time went)
 
 Runs that differ in seed and learning rate alone are one arm, taken at its best rate; the others are compared with the
 baseline. --fit (a fit of the baseline's law, by lm fit) or --ladder (runs of the baseline at several budgets) turns
@@ -38,22 +39,28 @@ def main(values: flags.FlagValues) -> int:
     from rich.markdown import Markdown
 
     from lm.core import files
-    from lm.report import ablation, arms, curves, formats
+    from lm.report import ablation, arms, curves, formats, goodput, row
+    from lm.train.ledger import Ledger
 
+    spent = goodput.classes(Ledger(workdir).rows())  # Of a run folder: one above them has no ledger.
+    if spent and row.read(workdir) is None:
+        print(f"{workdir} has not ended; until its ledger's last row:\n\n{goodput.to_markdown(spent)}")
+        return 0
     found, missing = arms.read(workdir)
     base = arms.baseline(found, value(values, "baseline"))
     table = ablation.table(found, base, value(values, "margin"), compute)
     notes = ablation.notes(found, base, missing) + (ablation.gain_notes(table) if compute else [])
     picture = curves.draw(found)
+    pictures = [picture, goodput.draw(spent)] if spent else [picture]
     out = files.path(value(values, "out") or workdir)
     out.mkdir(parents=True, exist_ok=True)
     title = pathlib.PurePath(workdir).name
-    markdown = formats.to_markdown(table, notes)
+    markdown = formats.to_markdown(table, notes) + (f"\n{goodput.to_markdown(spent)}" if spent else "")
     written = {
         "report.md": f"# {title}\n\n{markdown}\n![curves](report.svg)\n",
         "report.csv": formats.to_csv(table),
         "report.tex": formats.to_latex(table, notes),
-        "report.html": formats.to_html(title, table, notes, [picture]),
+        "report.html": formats.to_html(title, table, notes, pictures),
         "report.svg": picture,
     }
     for name, text in written.items():

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +54,7 @@ def main(values: flags.FlagValues) -> int:
 
     corpora.check_named(run)
     devices.start(run.train.batch_size, parameters(run.model), run.train.seq_len)
-    return train(run, experiment, workdir, options)
+    return train(run, experiment, workdir, options, _began(workdir))
 
 
 def with_corpus(run: Any, corpus: str | None) -> Any:
@@ -73,26 +72,32 @@ class Options:
     allow_changed_data: bool = False
 
 
-def train(run: Any, experiment: str, workdir: str, options: Options = Options()) -> int:
-    """Trains `run`, named `experiment`, in its folder, on devices that have been started; returns the exit code."""
+def train(
+    run: Any, experiment: str, workdir: str, options: Options = Options(), process_began: float | None = None
+) -> int:
+    """Trains `run`, named `experiment`, in its folder, on devices that have been started; returns the exit code.
+
+    Its time counts from `process_began` on, as lm.train.times.process_start has it; unset, from now on.
+    """
     from lm.core import files
     from lm.main import corpora
     from lm.parallel import hosts
     from lm.train.ledger import Ledger
     from lm.train.lock import RunLock
+    from lm.train.times import Times, last_sign
 
-    started = time.monotonic()
     mesh = run.mesh.build()
     hosts.host_rows(mesh, run.train.batch_size)
     ledger = Ledger(workdir, writes=hosts.is_main())
     report = _reporter(ledger)
     lock = RunLock(workdir, steal=options.steal, report=report)
-    with contextlib.ExitStack() as stack:
+    seen = last_sign(workdir) if hosts.is_main() else None
+    with Times(ledger, process_began) as times, contextlib.ExitStack() as stack:
         if hosts.is_main():
             files.path(workdir).mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock)
         corpus = corpora.of_run(run, workdir)
-        return _train(run, experiment, workdir, options, mesh, corpus, ledger, report, lock, started)
+        return _train(run, experiment, workdir, options, mesh, corpus, ledger, report, lock, times, seen)
 
 
 def _train(
@@ -105,7 +110,8 @@ def _train(
     ledger: Any,
     report: Callable[..., None],
     lock: Any,
-    started: float,
+    times: Any,
+    seen: str | None,
 ) -> int:
     import jax
 
@@ -145,9 +151,12 @@ def _train(
         if hosts.is_main():
             print(_crash_loop(workdir, first), file=sys.stderr)
         return 1
-    ledger.write(
+    times.write(
         "start",
         step=first,
+        counted_from=times.counted_from,
+        seen=seen,
+        lock=lock.id,
         launch=launch,
         experiment=experiment,
         digest=config.digest(run),
@@ -168,6 +177,7 @@ def _train(
         batches=corpora.training_batches(run, corpus, mesh, int(state.examples), run.train.steps - first),
         checkpoints=checkpoints,
         lock=lock,
+        times=times,
         folder=workdir,
         ledger=ledger,
         metrics=metrics,
@@ -197,14 +207,21 @@ def _train(
         last = "" if isinstance(error, SaveError) else f"; the last good step is {saved[-1] if saved else 'none'}"
         print(f"lm train: {error}{last}", file=sys.stderr)
         return 1
-    ledger.write("stop", step=int(state.step), code=code)
+    times.write("stop", step=int(state.step), code=code)
     if hosts.is_main():
         metrics.close()
         if code in (loop.DONE, loop.SUSPICIOUS_RESULT):
             status = "done" if code == loop.DONE else "diverged"
             row.write(workdir, run, corpus, corpora.fingerprint(run, corpus), status, mesh.size)
-        closing.report(run, corpus, workdir, code, time.monotonic() - started, say)
+        closing.report(run, corpus, workdir, code, sum(times.spent().values()), say)
     return code
+
+
+def _began(workdir: str) -> float | None:
+    """When this process started, where it was started for this run: its command line names the folder."""
+    from lm.train.times import process_start
+
+    return process_start() if any(workdir in argument for argument in sys.argv) else None
 
 
 def _crash_loop(workdir: str, step: int) -> str:

@@ -85,6 +85,7 @@ def _row(arm: Arm, base: Arm, found: compare.Difference | None, p_holm: float, c
         "tokens": first["D"],
         "FLOPs": first["C"],
         "device-hours": float(np.mean([row["device_hours"] for row in arm.best or arm.rows])),
+        "goodput": float(np.mean([row.get("goodput", math.nan) for row in arm.best or arm.rows])),
         "learning rate": arm.rate,
         "rate at edge": arm.edge,
         "diverged": arm.diverged,

@@ -22,6 +22,7 @@ PRINTED = (
     "tokens",
     "FLOPs",
     "device-hours",
+    "goodput",
     "learning rate",
     "rate at edge",
     "diverged",
@@ -119,6 +120,7 @@ def _text(cells: Cells, name: str) -> str:
         "tokens": "{:.3g}",
         "FLOPs": "{:.3g}",
         "device-hours": "{:.3g}",
+        "goodput": "{:.1%}",
         "learning rate": "{:.3g}",
     }
     text = forms.get(name, "{}").format(value)

@@ -11,7 +11,7 @@ import jax
 
 from lm.core import config, files, params
 from lm.data.stream import Stream
-from lm.report import conventions
+from lm.report import conventions, goodput
 from lm.report.arms import without_seed
 from lm.train import meters, metrics
 from lm.train.ledger import Ledger
@@ -50,7 +50,8 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dic
     sizes = conventions.counts(run.model, spec)
     per_token = conventions.flops_per_token(run.model, spec, train.seq_len)
     parameters = sizes["params_trunk"] + sizes["params_head"]
-    seconds = _seconds(Ledger(workdir).rows())
+    ledger = Ledger(workdir).rows()
+    seconds, spent = _seconds(ledger), goodput.classes(ledger)
     return {
         "name": run.name or pathlib.Path(workdir).name,
         "run": os.fspath(workdir),
@@ -80,6 +81,8 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dic
         "decayed": bool(rates[-1] <= _DECAYED * rates.max()),
         "seconds": seconds,
         "device_hours": seconds * devices / 3600,
+        **{f"seconds_{name}": figure for name, figure in spent.items()},
+        **({"goodput": goodput.share(spent)} if spent else {}),
         "config": config.to_json(run),
     }
 

@@ -52,6 +52,11 @@ class RunLock:
         self._thread: threading.Thread | None = None
         self.lost = False
 
+    @property
+    def id(self) -> str:
+        """Of this lock alone, as `lock.json` has it."""
+        return self._mine["id"]
+
     def acquire(self) -> "RunLock":
         """Raises Held where another process holds the lock and lives."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,17 +121,10 @@ class RunLock:
                 files.write_json(self._file, self._mine)
 
     def _is_mine(self) -> bool:
-        return (self._read() or {}).get("id") == self._mine["id"]
+        return (self._read() or {}).get("id") == self.id
 
     def _read(self) -> _Holder | None:
-        try:
-            holder = files.read_json(self._file)
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            holder = None
-        # Written whole or not at all, so anything else is damage: nobody's lock, judged by its heartbeat.
-        return holder if isinstance(holder, dict) else {"id": "unreadable", "interval_s": 1.0}
+        return holder(self._file.parent)
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
@@ -141,10 +139,22 @@ class RunLock:
             yield
 
 
+def holder(folder: str | os.PathLike) -> _Holder | None:
+    """What `lock.json` of a run folder says of the lock's holder; None where there is none."""
+    try:
+        found = files.read_json(files.path(folder) / NAME)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    # Written whole or not at all, so anything else is damage: nobody's lock, judged by its heartbeat.
+    return found if isinstance(found, dict) else {"id": "unreadable", "interval_s": 1.0}
+
+
 def _process() -> _Holder:
     """This process, so that neither another host's, nor a container's, nor a reused number is taken for it."""
     pid = os.getpid()
-    return {"host": platform.node(), "boot": _boot(), "pid": pid, "started": _started(pid)}
+    return {"host": platform.node(), "boot": _boot(), "pid": pid, "started": started(pid)}
 
 
 def _is_here(holder: _Holder) -> bool:
@@ -153,12 +163,12 @@ def _is_here(holder: _Holder) -> bool:
 
 
 def _is_dead(holder: _Holder) -> str | None:
-    if _is_here(holder) and _started(holder["pid"]) != holder.get("started"):
+    if _is_here(holder) and started(holder["pid"]) != holder.get("started"):
         return "its process is dead"
     return None
 
 
-def _started(pid: int) -> int | str | None:
+def started(pid: int) -> int | str | None:
     """When a live process started, in the kernel's ticks; None where there is none (or its parent buries it late)."""
     try:
         with open(f"/proc/{pid}/stat") as f:

@@ -27,6 +27,7 @@ from lm.train.progress import Display
 from lm.train.run import Run
 from lm.train.step import State
 from lm.train.stragglers import Stragglers
+from lm.train.times import Times
 from lm.train.watchdog import Watchdog
 
 DONE, RESTART, SUSPICIOUS_RESULT = 0, 75, 17
@@ -43,6 +44,7 @@ class Parts:
     metrics: Metrics
     display: Display
     lock: RunLock
+    times: Times
     folder: str
     meta: dict[str, Any]  # Saved beside each state.
     validate: Callable[[Any], Mapping[str, float]] | None = None  # Weights to figures of one row.
@@ -119,22 +121,25 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
     """
     clock = _Clock(run, mesh)
     log = _Log(run, parts, clock)
-    steps = run.train.steps
+    steps, first, times = run.train.steps, int(state.step) + 1, parts.times
     rates, key = learning_rates(run), keys.run_key(run.train.seed)
     parts.display.say(f"MFU counts 6 x matmul parameters and causal attention, {clock.convention}")
     watchdog = Watchdog(run.train.watchdog_s, parts.folder, parts.ledger, RESTART)
     stragglers = Stragglers(run.train.log_every, parts.ledger, parts.display.say)
     with _stop_signals() as stop, parts.display, _Trace(parts, watchdog) as trace, watchdog:
-        for done in range(int(state.step) + 1, steps + 1):
+        for done in range(first, steps + 1):
             trace.before(done)
             batch = stragglers.next(parts.batches)
+            times.move("data", stragglers.waited_s)
+            times.enter("step")
             clock.see(batch)
             state, metrics = train_step(state, batch, rates[done - 1], key)
             trace.after(done, state)
             log.take(done, metrics)
             watchdog.step(done)
             stragglers.step(done)
-            parts.checkpoints.check()
+            with times.within("checkpoint"):
+                parts.checkpoints.check()
             parts.display.advance(done)
             evaluates = done == steps or done % run.train.eval_every == 0
             stopping = done < steps and _agreed(stop.is_set() or parts.lock.lost, done)
@@ -143,23 +148,25 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
                 log.flush()
             if log.skipped >= run.train.max_skipped:
                 log.flush()
-                with watchdog.paused():
+                with watchdog.paused(), times.within("other"):
                     _report_skips(run, state, parts, log.skipped)
                 return state, SUSPICIOUS_RESULT
             if evaluates:
-                with clock.paused(state), watchdog.paused():
+                with clock.paused(state), watchdog.paused(), times.within("evaluate"):
                     _evaluate(parts, state, done)
             if saves:
                 if hosts.broadcast(parts.lock.lost):
                     raise UsageError("another process took the run folder over (--steal): stopped without saving")
-                with clock.paused(state), watchdog.paused():
+                with clock.paused(state), watchdog.paused(), times.within("checkpoint"):
                     parts.checkpoints.save(done, state, parts.meta)
+            if saves or done == first:
+                times.write("time", step=done)
             if stopping:
-                with watchdog.paused():
+                with watchdog.paused(), times.within("checkpoint"):
                     parts.checkpoints.wait()
                 parts.display.say(f"saved step {done}; the same command continues from there")
                 return state, RESTART
-        with watchdog.paused():
+        with watchdog.paused(), times.within("checkpoint"):
             parts.checkpoints.wait()
     return state, DONE
 
@@ -281,7 +288,7 @@ class _Trace:
             self._stop()
 
     def _stop(self) -> None:
-        with self._watchdog.paused():
+        with self._watchdog.paused(), self._parts.times.within("other"):
             jax.profiler.stop_trace()
         self._on = False
         self._parts.display.say(f"a trace of steps up to {self._last} is in {self._folder}")

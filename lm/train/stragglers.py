@@ -32,6 +32,7 @@ class Stragglers:
         self._steps: list[float] = []
         self._last: float | None = None
         self._named: int | None = None
+        self.waited_s = 0.0  # For the last batch; 0 for the first.
 
     def next(self, batches: Iterator[Any]) -> Any:
         """The next batch."""
@@ -39,7 +40,8 @@ class Stragglers:
         batch = next(batches)
         end = time.monotonic()
         if self._last is not None:  # The first batch waits for its readers to start.
-            self._waits.append(end - start)
+            self.waited_s = end - start
+            self._waits.append(self.waited_s)
             self._steps.append(end - self._last)
         self._last = end
         return batch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lm.core import config
+from lm.report import row
 from lm.train.run import resolve
 from tests.main import tiny
 from tests.main.helpers import call
@@ -114,6 +115,17 @@ def test_a_gain_in_compute_is_read_off_a_ladder(sweep, tmp_path):
     ladder.write_text("C,loss\n1e14,9\n1e15,8\n")
     assert call("report", f"--workdir={sweep}", f"--ladder={ladder}", f"--out={tmp_path / 'out'}") == 0
     assert "beyond the ladder or the law: wide_mlp" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_goodput_is_shown_where_rows_have_it(tmp_path):
+    for seed, share in enumerate((0.9, 0.8)):
+        add_run(tmp_path, "plain", 1e-3, seed, 3.0)
+        row.add(tmp_path / "plain" / "lr0.001" / f"seed{seed}", goodput=share)
+    assert call("report", f"--workdir={tmp_path}") == 0
+    assert "85.0%" in (tmp_path / "report.md").read_text() and r"85.0\%" in (tmp_path / "report.tex").read_text()
+    add_run(tmp_path, "plain", 1e-3, 2, 3.0)
+    assert call("report", f"--workdir={tmp_path}") == 0
+    assert "goodput |" not in (tmp_path / "report.md").read_text()
 
 
 def test_what_cannot_be_is_refused(sweep, tmp_path, capfd):

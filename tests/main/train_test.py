@@ -1,5 +1,6 @@
 """`lm train` as a whole: continuing to the bit, damage, bad input, what it leaves behind."""
 
+import datetime
 import json
 import random
 import signal
@@ -55,6 +56,58 @@ def test_a_run_cut_and_continued_equals_one_never_stopped(undisturbed, tmp_path)
     assert call(*TRAIN, f"--workdir={tmp_path}") == 0
     assert step == 56 and digests(tmp_path, 60) == digests(undisturbed, 60)
     assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_every_second_of_an_undisturbed_run_is_accounted_for(undisturbed):
+    row = json.loads((undisturbed / "row.json").read_text())
+    spent = {name.removeprefix("seconds_"): row[name] for name in row if name.startswith("seconds_")}
+    first, last = events(undisturbed, "start")[0], events(undisturbed, "stop")[0]
+    wall = instant(last) - instant(first) + sum(first["spent"].values())
+    assert sum(spent.values()) == pytest.approx(wall, rel=0.01) and first["counted_from"] == "call"
+    assert spent["lost"] == spent["down"] == spent["other"] == 0
+    assert all(spent[name] > 0 for name in ("start", "compile", "data", "step", "evaluate", "checkpoint"))
+    assert row["goodput"] == pytest.approx(spent["step"] / wall, rel=0.01)
+
+
+def instant(row):
+    return datetime.datetime.fromisoformat(row["time"]).timestamp()
+
+
+@pytest.mark.slow
+def test_every_second_of_a_killed_run_is_accounted_for(tmp_path, capfd):
+    """The batches take 0.1 s each; the first start dies between two saves, the second is told to stop."""
+    experiment = TINY.with_name("faults.py")
+    arguments = ("train", f"--experiment={experiment}:slow", f"--workdir={tmp_path}", "--set=train.log_every=1")
+    arguments += ("--set=train.save_every=10", "--set=train.steps=40")
+
+    def run_until(step):
+        process = start(*arguments, stdout=subprocess.DEVNULL)
+        begun = time.time()
+        while f'"step": {step},' not in (losses_or_none(tmp_path) or ""):
+            assert process.poll() is None
+            time.sleep(0.01)
+        return process, begun
+
+    process, begun = run_until(16)
+    process.kill()
+    killed = time.time()
+    process.wait()
+    assert call("report", f"--workdir={tmp_path}") == 0 and "has not ended" in capfd.readouterr().out
+    time.sleep(2)
+    process, again = run_until(26)
+    process.terminate()
+    assert process.wait(60) == 75
+    stopped = instant(events(tmp_path, "stop")[0])
+    last = time.time()
+    assert start(*arguments, stdout=subprocess.DEVNULL).wait(120) == 0
+    row = json.loads((tmp_path / "row.json").read_text())
+    spent = {name.removeprefix("seconds_"): row[name] for name in row if name.startswith("seconds_")}
+    wall = instant(events(tmp_path, "stop")[1]) - begun
+    assert sum(spent.values()) == pytest.approx(wall, rel=0.01, abs=0.2)
+    assert spent["down"] == pytest.approx(again - killed + last - stopped, abs=0.4)
+    assert 0.5 < spent["lost"] < 1.5 and spent["lost"] + spent["data"] > 4.0
+    assert call("report", f"--workdir={tmp_path}") == 0
+    assert "| lost | " in capfd.readouterr().out and "<!-- lost " in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.slow
