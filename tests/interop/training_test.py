@@ -157,7 +157,7 @@ def test_fifty_steps_have_the_same_losses(row, tmp_path):
     expected = torch_losses(module.train(), decayed, batches)
 
     assert losses[-1] < 0.8 * losses[0]
-    # Measured: 6e-7; on a CPU that rounds otherwise T5, with its ReLU, came to 1.1e-4 in one step of the fifty. A factor
-    # that is wrong shows in the first steps, and by more.
+    # Measured: 6e-7; on a CPU that rounds otherwise T5, with its ReLU, came to 1.1e-4 in one step of the fifty.
+    # A factor that is wrong shows in the first steps, and by more.
     np.testing.assert_allclose(losses[:10], expected[:10], rtol=1e-5)
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
