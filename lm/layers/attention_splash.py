@@ -6,6 +6,7 @@ then each computes equally many scores (Llama 3, 2407.21783, section 3.3.2, does
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm.parallel.rules import partition
+from lm.parallel import rules
 
 LANES = 128  # Of the vector unit: blocks are multiples of it.
 MAX_BLOCK = 1024
@@ -24,7 +25,7 @@ def refusal(form: Any, q_BLHC: jax.Array, k_BSKC: jax.Array, given: frozenset[st
     """Why Splash cannot take a call with these further arrays by name; None where it can."""
     if other := given - {"documents"}:
         return f"it takes no {', '.join(sorted(other))}"
-    parts = _sizes().get(SEQ, 1)
+    parts = rules.sizes().get(SEQ, 1)
     # Half of a device's queries are a block at least, where they are swapped.
     least = LANES if parts == 1 else 2 * LANES * parts
     if q_BLHC.shape[1] % least or k_BSKC.shape[1] % (LANES * parts):
@@ -42,16 +43,16 @@ def attend(
     interpret: bool = False,
 ) -> jax.Array:
     """o_BLHC as lm.layers.attention.attention has it, each device its own rows and heads; `interpret` runs anywhere."""
-    rows, sizes = documents or (), _sizes()
+    rows, sizes = documents or (), rules.sizes()
     parts = sizes.get(SEQ, 1)
     # Every query of a full mask sees all keys: its shards are alike.
     masks = parts if form.causal or form.window is not None else 1
     kernel = _kernel(form, (q_BLHC.shape[1] // (parts // masks), k_BSKC.shape[1]), q_BLHC.shape[2], masks, interpret)
-    if not sizes:
+    if math.prod(sizes.values()) == 1:
         return _local(form, None, 1, kernel, q_BLHC, k_BSKC, v_BSKC, *rows)
-    queries = partition(("batch", "length", "act_heads", None), q_BLHC.shape, sizes)
-    keys = partition(("batch", "length", "act_kv_heads", None), k_BSKC.shape, sizes)
-    by_row = partition(("batch", "length"), q_BLHC.shape[:2], sizes)
+    queries = rules.partition(("batch", "length", "act_heads", None), q_BLHC.shape, sizes)
+    keys = rules.partition(("batch", "length", "act_kv_heads", None), k_BSKC.shape, sizes)
+    by_row = rules.partition(("batch", "length"), q_BLHC.shape[:2], sizes)
     # Fewer key heads than devices over heads are whole on each, and it takes those that its queries read.
     heads_over = queries[2] if keys[2] is None else None
     over = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec(None, SEQ if masks > 1 else None))
@@ -63,15 +64,10 @@ def attend(
     )(kernel, q_BLHC, k_BSKC, v_BSKC, *rows)
 
 
-def _sizes() -> dict[str, int]:
-    mesh = jax.sharding.get_abstract_mesh()
-    return {} if mesh.empty or mesh.size == 1 else dict(mesh.shape)
-
-
 def _kernel(form, lengths, all_heads, parts, interpret):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
-    heads = all_heads // _sizes().get("tensor", 1)
+    heads = all_heads // rules.sizes().get("tensor", 1)
     return kernels.make_splash_mha(
         _mask(form, heads, lengths, parts),
         # A block ends where a swapped half begins.

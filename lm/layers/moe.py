@@ -1,6 +1,7 @@
 """Routed experts in place of the feed-forward layer: the router, its losses, and each token's own experts."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from lm.layers.activations import activation
 from lm.layers.grouped import grouped_matmul
 from lm.layers.linear import linear, linear_spec
 from lm.layers.mlp import mlp_spec
+from lm.parallel import rules
 from lm.parallel.rules import RULES, constrain, partition
 
 
@@ -125,10 +127,9 @@ def _exchange(count, p, x_BLD, chosen_BLJ, weights_BLJ, name):
     and scatter the sums back: exact whatever the choices, where an exchange of fixed size would have to drop some.
     """
     kernels = {k: v["kernel"] for k, v in p.items() if k != "router"}
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    sizes = rules.sizes()
+    if math.prod(sizes.values()) == 1:
         return _mix(kernels, x_BLD, chosen_BLJ, weights_BLJ, name, 0).astype(x_BLD.dtype)
-    sizes = dict(mesh.shape)
     over_experts, over_features = (tuple(a for a in RULES[axis] if sizes.get(a, 1) > 1) for axis in ("experts", "mlp"))
 
     def local(kernels, *tokens):

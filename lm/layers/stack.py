@@ -1,6 +1,7 @@
 """Layers one after another: groups of a repeated pattern, each stacked on disk and scanned."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 
 from lm.core import params as specs
 from lm.core.errors import UsageError, check_choice
+from lm.layers import pipeline
 from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import fold
+from lm.parallel.mesh import settings
 from lm.parallel.rules import constrain
 
 REMAT = ("none", "full", "dots", "attention")
@@ -22,6 +25,11 @@ class Group:
     pattern: tuple[Layer, ...]
     repeats: int
     shared: bool = False
+
+    @property
+    def staged(self) -> bool:
+        """Whether stages divide the repeats; a single one, and shared ones, run on all of them."""
+        return self.repeats > 1 and not self.shared
 
 
 def groups(layers: int, pattern: tuple[Layer, ...], prefix: tuple[Layer, ...] = ()) -> tuple[Group, ...]:
@@ -83,6 +91,21 @@ class Stack:
             for j in range(len(group.pattern))
         )
 
+    def check_stages(self, stages: int, rounds: int) -> None:
+        """Raises UsageError where they do not divide the repeats of every group, or have none to divide."""
+        if not any(group.staged for group in self.groups):
+            raise UsageError(
+                f"mesh.stage={stages} has no effect on layers that share their parameters or repeat no pattern: "
+                "leave mesh.stage out"
+            )
+        for group in self.groups:
+            if group.staged and group.repeats % (stages * rounds):
+                raise UsageError(
+                    f"{group.repeats} repeats of a pattern of {len(group.pattern)} do not divide over "
+                    f"mesh.stage={stages} x mesh.rounds={rounds}: choose model.layers, or those in model.prefix that "
+                    "stand before, so that they do"
+                )
+
     def spec(self) -> dict[str, Any]:
         """{"group0": {"layer0": ...}}: each leaf stacked along a leading "layers" axis, of 1 where shared."""
         spec = {}
@@ -113,6 +136,8 @@ class Stack:
         capture: bool = False,
     ) -> Stacked:
         """Runs every layer over x [B, L, D]; `key` turns dropout on."""
+        if pipeline.stages() > 1:
+            self.check_stages(pipeline.stages(), settings().rounds)
         hidden, caches, sums = [x[None]], {}, []
         for i, group in enumerate(self.groups):
             name = f"group{i}"
@@ -132,7 +157,23 @@ class Stack:
         return {name: (s, weight, len(routed) * routed[0].coefficients[name]) for name, s in sums.items()}
 
     def _group(self, group, p, x, context, key, cache, capture):
+        keys = None if key is None else jax.random.split(key, group.repeats)
+        staged = group.staged and pipeline.stages() > 1
+        # As keys of a tree, rotations could not be sorted.
+        rotations, rows = list(context.tables), context._replace(tables=list(context.tables.values()))
+
+        def layers(p, keys, cache, x, rows):
+            own = rows._replace(tables=dict(zip(rotations, rows.tables, strict=True)))
+            return self._repeats(group, p, keys, cache, x, own, capture, staged)
+
+        run = functools.partial(pipeline.run, layers) if staged else layers
+        x, cache, states, sums = run(p, keys, cache, x, rows)
+        return x, cache, states.reshape(-1, *x.shape) if capture else None, jax.tree.map(jnp.sum, sums)
+
+    def _repeats(self, group, p, keys, cache, x, context, capture, staged):
+        """(x, caches, states [repeats, pattern, B, L, D], sums [repeats]) of as many repeats as there are in p."""
         spec = _each(group.pattern, self.block.spec)
+        repeats = group.repeats if group.shared else jax.tree.leaves(p)[0].shape[0]
 
         def body(x, scanned):
             layers, cache, key = scanned
@@ -150,12 +191,11 @@ class Stack:
                 sums.append(layer_sums)
             return x, (None if cache is None else new_cache, jnp.stack(states) if capture else None, _added(sums))
 
-        keys = None if key is None else jax.random.split(key, group.repeats)
-        unroll = 1 if self.scan else group.repeats
-        body = _remat(body, self.remat, looped=unroll < group.repeats)
+        unroll = 1 if self.scan else repeats
+        body = _remat(body, self.remat, looped=staged or unroll < repeats)
         scanned = (None if group.shared else p, cache, keys)
-        x, (cache, states, sums) = jax.lax.scan(body, x, scanned, length=group.repeats, unroll=unroll)
-        return x, cache, states.reshape(-1, *x.shape) if capture else None, jax.tree.map(jnp.sum, sums)
+        x, (cache, states, sums) = jax.lax.scan(body, x, scanned, length=repeats, unroll=unroll)
+        return x, cache, states, sums
 
 
 def _each(pattern, make):

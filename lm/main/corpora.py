@@ -15,7 +15,7 @@ from lm.data.stream import Stream, open_stream, prefetch
 from lm.evals import perplexity
 from lm.main.corpus import progress_bar
 from lm.parallel import hosts, rules
-from lm.parallel.mesh import under
+from lm.parallel.mesh import Mesh, under
 
 Batches = Iterator[dict[str, jax.Array]]
 
@@ -95,11 +95,19 @@ def validation(run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh) -> Cal
     if "validation" not in corpus.splits:
         return None
     size = run.evals.batch_size or run.train.batch_size
-    return scorer(run.model, run.objective, corpus.splits["validation"], mesh, size, run.evals, run.train.seq_len)
+    split, length = corpus.splits["validation"], run.train.seq_len
+    return scorer(run.model, run.objective, split, mesh, size, run.evals, length, run.mesh)
 
 
 def scorer(
-    model: Any, objective: Any, split: Any, mesh: jax.sharding.Mesh, batch_size: int, evals: Any, seq_len: int
+    model: Any,
+    objective: Any,
+    split: Any,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    evals: Any,
+    seq_len: int,
+    settings: Mesh = Mesh(),
 ) -> Callable[[Any], dict[str, float]]:
     """A function from weights to the figures of a split, every token of it once in a row.
 
@@ -112,11 +120,11 @@ def scorer(
     examples = stream.examples
     if evals.max_tokens is not None:
         examples = min(examples, -(-evals.max_tokens // length))
-    shards = math.prod(mesh.shape[axis] for axis in rules.BATCH_AXES)
+    shards = math.prod(mesh.shape[axis] for axis in rules.BATCH_AXES) * (settings.micro_batches or mesh.shape["stage"])
     batch_size = -(-batch_size // shards) * shards  # Rows past the end weigh nothing.
     first, count = hosts.host_rows(mesh, batch_size)
     place = rules.batch_sharding(mesh)
-    evaluate = under(mesh, perplexity.make_evaluate(model, objective))
+    evaluate = under(mesh, perplexity.make_evaluate(model, objective), settings)
 
     def rows(start: int) -> dict[str, Any]:
         batch = stream.rows(start, count)

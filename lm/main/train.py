@@ -192,7 +192,7 @@ def _train(
         profile=options.profile,
     )
     try:
-        state, code = loop.fit(run, state, under(mesh, train_step), mesh, parts)
+        state, code = loop.fit(run, state, under(mesh, train_step, run.mesh), mesh, parts)
     except Exception as error:
         if hosts.is_peers_failure(error.__cause__ if isinstance(error, SaveError) and error.__cause__ else error):
             print(f"lm train: another process of the run has ended ({error})", file=sys.stderr)

@@ -136,6 +136,10 @@ class Decoder:
         return Stack(Block(**own | sizes), groups(self.layers, self.pattern, self.prefix), self.remat, self.scan)
 
     @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return (self.stack,)
+
+    @property
     def ratios(self) -> Ratios:
         """Its sizes over those of the base, by which it is parametrized."""
         return ratios_of(self, self.head_dim or self.width // self.heads)

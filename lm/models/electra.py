@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from lm.core.errors import UsageError
+from lm.layers.stack import Stack
 from lm.models.encoder import Encoder
 from lm.models.flops import body_flops
 from lm.models.output import Output
@@ -62,6 +63,10 @@ class Electra:
         """Both encoders, with the vocabulary."""
         sizes = {"vocab_size": self.vocab_size, "valid_vocab_size": self.valid_vocab_size}
         return {name: dataclasses.replace(getattr(self, name), **sizes) for name in PARTS}
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return tuple(part.stack for part in self.parts.values())
 
     def spec(self) -> dict[str, Any]:
         """A tree of Param."""

@@ -141,6 +141,10 @@ class EncDec:
         return self._stack(self.decoder_layers or self.layers, heads, mlp_width, decoder=True)
 
     @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return self.encoder_stack, self.decoder_stack
+
+    @property
     def ratios(self) -> Ratios:
         """Its sizes over those of the base, by which it is parametrized."""
         return ratios_of(self, self.head_dim or self.width // self.heads)

@@ -159,6 +159,10 @@ class Encoder:
         return Stack(block, parts, self.remat, self.scan)
 
     @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return (self.stack,)
+
+    @property
     def ratios(self) -> Ratios:
         """Its sizes over those of the base, by which it is parametrized."""
         return ratios_of(self, self.width // self.heads)

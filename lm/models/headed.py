@@ -11,6 +11,7 @@ from lm.core.parametrization import Ratios
 from lm.core.params import Normal
 from lm.layers.dropout import fold
 from lm.layers.heads import TaskHead
+from lm.layers.stack import Stack
 from lm.models.output import Output
 
 ROWS = ("tokens_BL", "positions_BL", "documents_BL", "types_BL")
@@ -49,6 +50,10 @@ class Headed:
     @property
     def width(self) -> int:
         return self.base.width
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return getattr(self.base, "stacks", ())
 
     @property
     def ratios(self) -> Ratios:

@@ -58,7 +58,7 @@ def cross_entropy(
     only scales them: three products instead of four, and no second softmax.
     """
     B, L = targets_BL.shape
-    tokens = chunk_tokens or CHUNK_LOGITS * _shards() // jax.eval_shape(logits, head, x_BLD).shape[-1]
+    tokens = chunk_tokens or CHUNK_LOGITS * _shards(B) // jax.eval_shape(logits, head, x_BLD).shape[-1]
     chunks = math.ceil(L / max(1, tokens // B))
     weights = weights_BL.astype(jnp.float32)
     subset = jnp.zeros_like(weights) if subset_BL is None else weights * subset_BL
@@ -141,10 +141,10 @@ def _chunked(chunk, chunks, head, *arrays_BL):
         kept = jax.tree.map(lambda a: _join(a, arrays_BL[0].shape[1]), kept)
         return (jax.lax.psum(summed, axes) if axes else summed), kept
 
-    axes = _token_axes()
+    axes = _token_axes(arrays_BL[0].shape[0])
     if not axes:
         return local(head, *arrays_BL)
-    rows = PartitionSpec(tuple(a for a in axes if a in BATCH_AXES), "seq" if "seq" in axes else None)
+    rows = PartitionSpec(tuple(a for a in axes if a != "seq"), "seq" if "seq" in axes else None)
     each = jax.shard_map(
         local,
         in_specs=(PartitionSpec(), *(rows for _ in arrays_BL)),
@@ -185,11 +185,16 @@ def _join(parts, length):
     return joined.reshape(joined.shape[0], -1, *joined.shape[3:])[:, :length]
 
 
-def _token_axes():
+def _token_axes(rows):
+    """The mesh axes over which tokens are divided. What leaves a stack in stages, all of them have; each scores its own
+    share where the rows divide once more, as they do with a multiple of as many micro-batches."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return tuple(a for a in (*BATCH_AXES, "seq") if sizes.get(a, 1) > 1)
+    batch = [a for a in BATCH_AXES if sizes.get(a, 1) > 1]
+    if sizes.get("stage", 1) > 1 and rows % math.prod(sizes[a] for a in (*batch, "stage")) == 0:
+        batch.append("stage")
+    return (*batch, "seq") if sizes.get("seq", 1) > 1 else tuple(batch)
 
 
-def _shards():
+def _shards(rows):
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return math.prod(sizes[a] for a in _token_axes())
+    return math.prod(sizes[a] for a in _token_axes(rows))

@@ -14,7 +14,11 @@ from lm.parallel.rules import MESH_AXES
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; `data=None` takes the devices that the others leave."""
+    """Devices along each axis; `data=None` takes the devices that the others leave.
+
+    With `stage` > 1 the rows of a batch, or of each of its accumulated parts, go through the stages in `micro_batches`
+    (None: as many as there are stages), and each stage holds `rounds` runs of layers, see lm.layers.pipeline.Schedule.
+    """
 
     data: int | None = None
     fsdp: int = 1
@@ -23,12 +27,26 @@ class Mesh:
     tensor: int = 1
     stage: int = 1
     slices: int = 1
+    micro_batches: int | None = None
+    rounds: int = 1
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None and value < 1:
                 raise UsageError(f"mesh.{field.name}={value} must be at least 1")
+        if self.stage == 1 and (self.micro_batches is not None or self.rounds > 1):
+            raise UsageError(
+                f"mesh.micro_batches={self.micro_batches} and mesh.rounds={self.rounds} have no effect with "
+                "mesh.stage=1: set mesh.stage or leave them out"
+            )
+        if self.stage % self.rounds and self.rounds % self.stage:
+            raise UsageError(f"mesh.rounds={self.rounds} must divide mesh.stage={self.stage}, or be a multiple of it")
+        if self.rounds > 1 and (self.micro_batches or 0) % self.stage:
+            raise UsageError(
+                f"mesh.rounds={self.rounds} needs a multiple of mesh.stage={self.stage} micro-batches, not "
+                f"mesh.micro_batches={self.micro_batches}"
+            )
 
     def sizes(self, devices: int) -> dict[str, int]:
         """{axis: size} for that many devices; raises UsageError where they do not divide."""
@@ -73,11 +91,21 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
-def under(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
-    """`function`, traced and run with `mesh` in context, so that activations are constrained to it."""
+# What a jax Mesh has no place for goes beside it: like the mesh in context, it is part of what jit compiles for.
+_settings = jax.make_user_context(Mesh())
+
+
+def under(mesh: jax.sharding.Mesh, function: Callable, settings: Mesh = Mesh()) -> Callable:
+    """`function`, traced and run with `mesh` in context, so that activations are constrained to it; of `settings`, that
+    it was built from, the schedule of its stages counts."""
 
     def call(*arguments):
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), _settings(settings):
             return function(*arguments)
 
     return call
+
+
+def settings() -> Mesh:
+    """Those in context."""
+    return _settings.value

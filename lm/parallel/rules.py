@@ -15,7 +15,7 @@ BATCH_AXES = ("data", "fsdp", "expert")
 # One table serves every mesh: an axis of size 1 shards nothing, so the mesh's sizes are the preset.
 RULES: dict[str, tuple[str, ...]] = {
     # Parameters.
-    "layers": (),
+    "layers": ("stage",),
     "embed": ("fsdp",),
     "embed_out": (),
     "vocab": ("tensor",),
@@ -43,6 +43,8 @@ RULES: dict[str, tuple[str, ...]] = {
 
 # Fewer key/value heads than tensor shards are held whole on each, as every multi-query implementation does.
 _WHOLE_WHERE_UNEVEN = {"kv_heads", "act_kv_heads"}
+# Layers that stand alone, or that are the same ones every time, run on all stages.
+_WHOLE_WHERE_SINGLE = {"layers"}
 
 
 def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
@@ -57,7 +59,7 @@ def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: dict[
         mesh_axes = tuple(a for a in _lookup(name) if sizes.get(a, 1) > 1)
         shards = math.prod(sizes[a] for a in mesh_axes)
         if dim % shards:
-            if name not in _WHOLE_WHERE_UNEVEN:
+            if name not in _WHOLE_WHERE_UNEVEN and not (name in _WHOLE_WHERE_SINGLE and dim == 1):
                 raise UsageError(f"axis {name!r} of length {dim} does not divide over mesh {_sized(mesh_axes, sizes)}")
             mesh_axes = ()
         for a in mesh_axes:
@@ -86,18 +88,24 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(tuple(a for a in BATCH_AXES if mesh.shape[a] > 1) or None))
 
 
+def sizes() -> dict[str, int]:
+    """Of the mesh in context, the axes that the partitioner sees to: not those of a shard_map around the caller."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {axis: mesh.shape[axis] for axis in mesh.auto_axes}
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` with the sharding of its logical axes on the mesh in context; `x` itself where there is none."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    found = sizes()
+    if math.prod(found.values()) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, dict(mesh.shape)))
+    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, found))
 
 
 def is_sharded(axis: str) -> bool:
     """Whether the logical `axis` is split over the mesh in context."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return any(sizes.get(a, 1) > 1 for a in _lookup(axis))
+    found = sizes()
+    return any(found.get(a, 1) > 1 for a in _lookup(axis))
 
 
 def _lookup(name: str | None) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def compile_step(run: Any, mesh: jax.sharding.Mesh) -> Program:
     batch = batch_shapes(run, mesh)
     rate, key = jax.ShapeDtypeStruct((), jnp.float32), jax.eval_shape(lambda: keys.run_key(0))
     started = time.monotonic()
-    lowered = under(mesh, step.lower)(state, batch, rate, key)  # type: ignore[attr-defined]  # It is jitted.
+    lowered = under(mesh, step.lower, run.mesh)(state, batch, rate, key)  # type: ignore[attr-defined]  # It is jitted.
     lower_s = time.monotonic() - started
     with quiet.libraries():  # Its warnings are about memory, of which more is said below.
         compiled = lowered.compile()

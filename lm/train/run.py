@@ -94,6 +94,24 @@ class Run:
         for name, length in (("train.seq_len", self.train.seq_len), ("evals.seq_len", self.evals.seq_len)):
             if limit is not None and length is not None and length > limit:
                 raise UsageError(f"{name}={length} exceeds the model's positions: raise model.max_len={limit}")
+        if self.mesh.stage > 1:
+            self._check_stages()
+
+    def _check_stages(self) -> None:
+        stages, stacks = self.mesh.stage, getattr(self.model, "stacks", ())
+        if not stacks:
+            raise UsageError(
+                f"mesh.stage={stages} divides a stack of layers, which {type(self.model).__name__} does not have: "
+                "leave mesh.stage out"
+            )
+        for stack in stacks:
+            stack.check_stages(stages, self.mesh.rounds)
+        rows, micro_batches = self.train.batch_size // self.train.accumulate, self.mesh.micro_batches or stages
+        if rows % micro_batches:
+            raise UsageError(
+                f"train.batch_size={self.train.batch_size} / train.accumulate={self.train.accumulate} do not divide "
+                f"into mesh.micro_batches={micro_batches}: take a multiple of it"
+            )
 
 
 class Vocabulary(Protocol):
