@@ -7,10 +7,11 @@ from typing import Any
 import jax
 
 from lm.core.errors import UsageError, check_choice
-from lm.layers import attention_cudnn, attention_splash
+from lm.layers import attention_context, attention_cudnn, attention_splash
 from lm.layers.attention_blocks import attend_in_blocks
 from lm.layers.linear import linear_spec
 from lm.parallel.mesh import platform
+from lm.parallel.rules import is_sharded
 
 KERNELS = ("auto", "blocks", "splash", "cudnn")
 # The platforms that have a kernel of their own: why it refuses a call (None: it does not), and the call.
@@ -84,5 +85,7 @@ def attention(
         why = reason or f"this program is compiled for {platform()}"
         raise UsageError(f"attention_kernel={form.kernel!r} cannot: {why}; set it to 'auto' or 'blocks'")
     if form.kernel == "blocks" or attend is None or reason:
-        return attend_in_blocks(form, q_BLHC, k_BSKC, v_BSKC, **given)
+        # Of a cache each row's queries stand elsewhere: that is left to the partitioner.
+        sharded = is_sharded("length") and starts_B is None
+        return (attention_context.attend if sharded else attend_in_blocks)(form, q_BLHC, k_BSKC, v_BSKC, **given)
     return attend(form, q_BLHC, k_BSKC, v_BSKC, given.get("documents"))

@@ -14,7 +14,7 @@ from lm.layers.masks import visible
 # Two blocks already gain on CPU at 256 tokens; below 128 rows the products get too small.
 MIN_QUERIES, MAX_QUERIES = 128, 512
 
-_HIDDEN = -1e30
+HIDDEN = -1e30
 
 
 def attend_in_blocks(
@@ -31,19 +31,24 @@ def attend_in_blocks(
 ) -> jax.Array:
     """o_BLHC, see lm.layers.attention.attention; `form.scale` is given."""
     (B, L, H, C), (S, K) = q_BLHC.shape, k_BSKC.shape[1:3]
-    q_BKGLC = q_BLHC.reshape(B, L, K, H // K, C).transpose(0, 2, 3, 1, 4)
     k_BKSC, v_BKSC = k_BSKC.transpose(0, 2, 1, 3), v_BSKC.transpose(0, 2, 1, 3)
     blocks = []
     for i, (rows, columns) in enumerate(_blocks(form, L, S, aligned=starts_B is None and places is None)):
         mask = _mask(form, rows, columns, H // K, starts_B, documents, places)
         bias_BKRS = None if bias is None else _grouped(bias[:, :, rows, columns], H, K)
         block_key = None if key is None or form.dropout == 0.0 else jax.random.fold_in(key, i)
-        # The heads that share keys become more rows of one product; R below counts both.
-        q_BKRC = q_BKGLC[:, :, :, rows].reshape(B, K, -1, C)
+        q_BKRC = by_key_head(q_BLHC[:, rows], K)
         o_BKRC = _block(form, q_BKRC, k_BKSC[:, :, columns], v_BKSC[:, :, columns], bias_BKRS, mask, block_key)
         blocks.append(o_BKRC.reshape(B, K, H // K, -1, C))
     o_BKGLC = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
     return o_BKGLC.transpose(0, 3, 1, 2, 4).reshape(B, L, H, C)
+
+
+def by_key_head(q_BLHC: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, K, R, C]: the heads that share keys become more rows of one product; R counts both."""
+    B, L, H, C = q_BLHC.shape
+    q_BKGLC = q_BLHC.reshape(B, L, kv_heads, H // kv_heads, C).transpose(0, 2, 3, 1, 4)
+    return q_BKGLC.reshape(B, kv_heads, -1, C)
 
 
 def _blocks(form: Any, L: int, S: int, aligned: bool) -> list[tuple[slice, slice]]:
@@ -83,12 +88,12 @@ def _block(form, q_BKRC, k_BKSC, v_BKSC, bias_BKRS, mask, key):
 
 
 def _block_forward(form, q, k, v, bias, mask, key):
-    scores, _ = _scores(form, q, k, bias, mask)
+    scores, _ = masked_scores(form, q, k, bias, mask)
     peak = jnp.max(scores, -1, keepdims=True)
     exponent = jnp.exp(scores - peak)
     total = jnp.sum(exponent, -1, keepdims=True)
     # Normalised after the product with v: that is C numbers a row, not S.
-    o = (_dot("bkrs,bksc->bkrc", _drop(form, exponent, key).astype(v.dtype), v) / total).astype(q.dtype)
+    o = (dot("bkrs,bksc->bkrc", drop(form, exponent, key).astype(v.dtype), v) / total).astype(q.dtype)
     # Named where the backward pass takes them, so that the policy "attention" spares it the softmax.
     kept = checkpoint_name((o, peak + jnp.log(total)), "attention")
     return kept[0], (q, k, v, bias, mask, key, *kept)
@@ -100,27 +105,27 @@ def _block_backward(form, residuals, do):
     # pass, and even at 64 tokens the product is faster than the memory. The barrier keeps the compiler from
     # finding and keeping the old ones.
     q, k, v = jax.lax.optimization_barrier((q, k, v))
-    scores, slope = _scores(form, q, k, bias, mask)
+    scores, slope = masked_scores(form, q, k, bias, mask)
     weights = jnp.exp(scores - logsumexp)
     # sum over s of weights * dweights, as a sum over c. Without the barrier XLA:CPU sums again for every score.
     delta = jax.lax.optimization_barrier(jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), -1, keepdims=True))
-    dv = _dot("bkrs,bkrc->bksc", _drop(form, weights, key).astype(do.dtype), do)
-    dmasked = weights * (_drop(form, _dot("bkrc,bksc->bkrs", do, v), key) - delta)
+    dv = dot("bkrs,bkrc->bksc", drop(form, weights, key).astype(do.dtype), do)
+    dmasked = weights * (drop(form, dot("bkrc,bksc->bkrs", do, v), key) - delta)
     dbias = None
     if bias is not None:
         dbias = jnp.sum(dmasked, 0, keepdims=True) if bias.shape[0] == 1 else dmasked
     dscores = (dmasked * slope).astype(q.dtype)
-    dq = _dot("bkrs,bksc->bkrc", dscores, k)
-    dk = _dot("bkrs,bkrc->bksc", dscores, q)
+    dq = dot("bkrs,bksc->bkrc", dscores, k)
+    dk = dot("bkrs,bkrc->bksc", dscores, q)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dbias, None, None
 
 
 _block.defvjp(_block_forward, _block_backward)
 
 
-def _scores(form, q, k, bias, mask):
+def masked_scores(form, q, k, bias, mask):
     """Masked scores in float32, and their slope with respect to the bare products."""
-    scores, slope = form.scale * _dot("bkrc,bksc->bkrs", q, k), form.scale
+    scores, slope = form.scale * dot("bkrc,bksc->bkrs", q, k), form.scale
     if form.soft_cap is not None:
         squashed = jnp.tanh(scores / form.soft_cap)
         scores, slope = form.soft_cap * squashed, form.scale * (1 - jnp.square(squashed))
@@ -128,16 +133,16 @@ def _scores(form, q, k, bias, mask):
         scores = scores + bias
     if mask is not None:
         seen = visible(*mask, causal=form.causal, window=form.window)
-        scores = jnp.where(seen[:, None], scores, _HIDDEN)
+        scores = jnp.where(seen[:, None], scores, HIDDEN)
     return scores, slope
 
 
-def _drop(form, x, key):
+def drop(form, x, key):
     if key is None:
         return x
     kept = jax.random.bernoulli(key, 1 - form.dropout, x.shape)
     return jnp.where(kept, x / (1 - form.dropout), 0.0)
 
 
-def _dot(equation, a, b):
+def dot(equation, a, b):
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)

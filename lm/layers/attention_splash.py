@@ -1,8 +1,7 @@
 """Attention on TPUs by Splash, the kernel in JAX's own library: no scores in memory, hidden blocks skipped.
 
-Where the sequence is sharded each device gathers all keys and values, and keeps its queries (context parallelism). The
-later ones of a causal sequence see more keys, so devices swap half of their queries in pairs, the first with the last:
-then each computes equally many scores (Llama 3, 2407.21783, section 3.3.2, does it by the order of the tokens).
+Where the sequence is sharded each device gathers all keys and values, and keeps its queries (context parallelism),
+where they are causal by `swap`.
 """
 
 import functools
@@ -10,15 +9,14 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lm.layers.attention_shards import SEQ, gathered, own_keys, partitions, swap
 from lm.parallel import rules
 
 LANES = 128  # Of the vector unit: blocks are multiples of it.
 MAX_BLOCK = 1024
-SEQ = "seq"  # The mesh axis over which the length is sharded.
 
 
 def refusal(form: Any, q_BLHC: jax.Array, k_BSKC: jax.Array, given: frozenset[str]) -> str | None:
@@ -50,14 +48,11 @@ def attend(
     kernel = _kernel(form, (q_BLHC.shape[1] // (parts // masks), k_BSKC.shape[1]), q_BLHC.shape[2], masks, interpret)
     if math.prod(sizes.values()) == 1:
         return _local(form, None, 1, kernel, q_BLHC, k_BSKC, v_BSKC, *rows)
-    queries = rules.partition(("batch", "length", "act_heads", None), q_BLHC.shape, sizes)
-    keys = rules.partition(("batch", "length", "act_kv_heads", None), k_BSKC.shape, sizes)
+    queries, keys, over_heads = partitions(q_BLHC, k_BSKC)
     by_row = rules.partition(("batch", "length"), q_BLHC.shape[:2], sizes)
-    # Fewer key heads than devices over heads are whole on each, and it takes those that its queries read.
-    heads_over = queries[2] if keys[2] is None else None
     over = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec(None, SEQ if masks > 1 else None))
     return jax.shard_map(
-        functools.partial(_local, form, heads_over, parts),
+        functools.partial(_local, form, over_heads, parts),
         in_specs=(kernel.manual_sharding_spec(over), queries, keys, keys, *(by_row for _ in rows)),
         out_specs=queries,
         check_vma=False,
@@ -81,31 +76,19 @@ def _kernel(form, lengths, all_heads, parts, interpret):
     )
 
 
-def _local(form, heads_over, parts, kernel, q_BLHC, k_BSKC, v_BSKC, *documents):
+def _local(form, over_heads, parts, kernel, q_BLHC, k_BSKC, v_BSKC, *documents):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
-    H, K = q_BLHC.shape[2], k_BSKC.shape[2]
     if parts > 1:
-        q_BLHC, documents = _swap(q_BLHC, parts), tuple(_swap(d, parts) for d in documents[:1]) + documents[1:]
-        gathered = (k_BSKC, v_BSKC, *documents[1:])
-        k_BSKC, v_BSKC, *last = (jax.lax.all_gather(x, SEQ, axis=1, tiled=True) for x in gathered)
+        q_BLHC, documents = swap(q_BLHC), tuple(swap(d) for d in documents[:1]) + documents[1:]
+        k_BSKC, v_BSKC, *last = (gathered(x) for x in (k_BSKC, v_BSKC, *documents[1:]))
         documents = (*documents[:1], *last)
-    if heads_over is not None:
-        group = H * jax.lax.axis_size(heads_over) // K
-        wanted = (jax.lax.axis_index(heads_over) * H + jnp.arange(H)) // group
-        k_BSKC, v_BSKC = (jnp.take(x, wanted, 2) for x in (k_BSKC, v_BSKC))
+    k_BSKC, v_BSKC = (own_keys(x, q_BLHC.shape[2], over_heads) for x in (k_BSKC, v_BSKC))
     q_BHLC, k_BKSC, v_BKSC = (x.swapaxes(1, 2) for x in ((q_BLHC * form.scale).astype(q_BLHC.dtype), k_BSKC, v_BSKC))
     segments = kernels.SegmentIds(*documents) if documents else None
     o_BHLC = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=s))(q_BHLC, k_BKSC, v_BKSC, segments)
     o_BLHC = o_BHLC.swapaxes(1, 2).astype(q_BLHC.dtype)
-    return _swap(o_BLHC, parts) if parts > 1 else o_BLHC
-
-
-def _swap(x, parts):
-    """`x` [B, L / parts, ...] with its second half exchanged for that of the device as far from the other end."""
-    first, second = jnp.split(x, 2, axis=1)
-    second = jax.lax.ppermute(second, SEQ, [(i, parts - 1 - i) for i in range(parts)])
-    return jnp.concatenate([first, second], 1)
+    return swap(o_BLHC) if parts > 1 else o_BLHC
 
 
 def _mask(form, heads, lengths, parts):
