@@ -199,7 +199,7 @@ class Block:
             z, sums = experts(layer.experts, p["mlp"], h, self.activation, context.real_BL)
         z = self._drop(z, fold(key, 5))
         x = self._leave(p, "mlp", x, z) if self.block == "serial" else x + self._branch(y) + self._branch(z)
-        return constrain(x, "batch", "length", "act_embed"), cache, sums
+        return constrain(x, "batch", "residual_length", "act_embed"), cache, sums
 
     def remember(self, p: dict[str, Any], memory_BSD: jax.Array) -> dict[str, jax.Array]:
         """{"k", "v"} [B, S, K, C]: the keys and values of the memory, for a cache or for one pass."""
@@ -272,14 +272,13 @@ class Block:
         return y if multiplier == 1 else y * multiplier
 
     def _attention(self, p, x_BLD, layer, context, key, cache):
-        q_BLHC, k_BLKC, v_BLKC = (linear(p[name], x_BLD) for name in ("q", "k", "v"))
+        q_BLHC = constrain(linear(p["q"], x_BLD), "batch", "length", "act_heads", None)
+        k_BLKC, v_BLKC = (constrain(linear(p[n], x_BLD), "batch", "length", "act_kv_heads", None) for n in ("k", "v"))
         if self.qk_norm != "none":
             q_BLHC, k_BLKC = self.normalize(p["q_norm"], q_BLHC), self.normalize(p["k_norm"], k_BLKC)
         if self.rope_base is not None:
             table = context.tables[self.rotation(layer)]
             q_BLHC, k_BLKC = rotate(q_BLHC, table, self.rope_style), rotate(k_BLKC, table, self.rope_style)
-        q_BLHC = constrain(q_BLHC, "batch", "length", "act_heads", None)
-        k_BLKC, v_BLKC = (constrain(x, "batch", "length", "act_kv_heads", None) for x in (k_BLKC, v_BLKC))
         if cache is not None:
             both = (("k", k_BLKC), ("v", v_BLKC))
             k_BLKC, v_BLKC = (caches.append(cache[n], x, context.starts_B) for n, x in both)

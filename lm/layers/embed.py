@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lm.core.params import Param
 from lm.layers.linear import project
+from lm.parallel.rules import constrain
 
 MASKED_LOGIT = -1e9
 
@@ -19,6 +20,12 @@ def embed_spec(rows: int, width: int, init: Callable, axis: str = "vocab") -> di
 def embed(p: dict[str, jax.Array], ids: jax.Array, dtype: str) -> jax.Array:
     """[..., D] in `dtype`: the rows of the table at `ids`."""
     return p["table"][ids].astype(dtype)
+
+
+def embed_tokens(p: dict[str, jax.Array], tokens_BL: jax.Array, dtype: str) -> jax.Array:
+    """[B, L, D] in `dtype`; each device looks up what it has of a table whose rows are sharded."""
+    # Said here, or the partitioner gathers the table where the layers want parts of the sequence.
+    return constrain(embed(p, tokens_BL, dtype), "batch", "length", "act_embed")
 
 
 def unembed(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:

@@ -92,7 +92,7 @@ def run(
             every = [a[0] if own is None else own for a, own in zip(leaves, by_tick, strict=True)]
             x_BLD, rows = jax.tree.unflatten(structure, every)
             arrived_BLD = jax.lax.ppermute(left_BLD, STAGE, [(i, (i + 1) % S) for i in range(S)])
-            x_BLD = constrain(jnp.where(enters, x_BLD, arrived_BLD), "batch", "length", "act_embed")
+            x_BLD = constrain(jnp.where(enters, x_BLD, arrived_BLD), "batch", "residual_length", "act_embed")
             own_p, own_keys = jax.tree.map(lambda a: _of_round(a, turn), (p, keys))
             own_keys = None if keys is None else _folded(own_keys, number)
             left_BLD, new, states, sums = layers(own_p, own_keys, old, x_BLD, rows)
@@ -129,7 +129,7 @@ def run(
     if states is not None:
         states = states.swapaxes(0, 1).reshape(-1, *states.shape[3:])
     x_BLD = jax.lax.reduce(ended, np.zeros((), ended.dtype), jax.lax.add, (0,))  # Of which one is not zero.
-    x_BLD = constrain(x_BLD, "batch", "length", "act_embed")
+    x_BLD = constrain(x_BLD, "batch", "residual_length", "act_embed")
     return x_BLD, cache, states, jax.tree.map(jnp.sum, sums)
 
 

@@ -14,7 +14,7 @@ from lm.core.params import Normal
 from lm.layers import cache as caches
 from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed, embed_spec, mask_padding, soft_cap, unembed
+from lm.layers.embed import embed, embed_spec, embed_tokens, mask_padding, soft_cap, unembed
 from lm.layers.positions import Scaling, rotary_table, sinusoids
 from lm.layers.stack import Stack, groups
 from lm.models.flops import forward_flops
@@ -188,7 +188,7 @@ class Decoder:
         if self.norm_place != "post":
             x = self.stack.block.normalize(params["final_norm"], x)
         captured = {} if stacked.states is None else {"hidden_states": stacked.states}
-        return Output(constrain(x, "batch", "length", "act_embed"), cache, stacked.aux, captured)
+        return Output(constrain(x, "batch", "residual_length", "act_embed"), cache, stacked.aux, captured)
 
     def cache_spec(self, batch_size: int, length: int) -> dict[str, Any]:
         """Keys and values of `length` tokens a row, and each row's own length; windows too keep them all.
@@ -244,12 +244,12 @@ class Decoder:
     def _embed(
         self, params: dict[str, Any], tokens_BL: jax.Array, positions: jax.Array, key: jax.Array | None
     ) -> jax.Array:
-        x = embed(params["embed"], tokens_BL, self.dtype) * jnp.asarray(self.embed_scale, self.dtype)
+        x = embed_tokens(params["embed"], tokens_BL, self.dtype) * jnp.asarray(self.embed_scale, self.dtype)
         if self.positions == "learned":
             x = x + embed(params["positions"], positions, self.dtype)
         elif self.positions == "sinusoidal":
             x = x + sinusoids(positions, self.width).astype(self.dtype)
-        return constrain(dropout(x, self.embed_dropout, key), "batch", "length", "act_embed")
+        return constrain(dropout(x, self.embed_dropout, key), "batch", "residual_length", "act_embed")
 
     def _rotation_settings(self) -> set[Any]:
         own = {self.rope_base, self.rope_fraction, self.rope_style, self.rope_scaling}

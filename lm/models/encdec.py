@@ -17,7 +17,7 @@ from lm.layers import cache as caches
 from lm.layers.block import Block, Context, Layer
 from lm.layers.buckets import Buckets, bucket_bias
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed, embed_spec, mask_padding, unembed
+from lm.layers.embed import embed, embed_spec, embed_tokens, mask_padding, unembed
 from lm.layers.positions import SINUSOIDS, sinusoids
 from lm.layers.stack import Stack, groups
 from lm.models.flops import body_flops, head_flops, targets
@@ -317,7 +317,7 @@ class EncDec:
         self, params: dict[str, Any], side: str, tokens_BL: jax.Array, positions: jax.Array, key: jax.Array | None
     ) -> jax.Array:
         own = side == "encoder" and self.source_vocab_size is not None
-        x = embed(params["source_embed" if own else "embed"], tokens_BL, self.dtype)
+        x = embed_tokens(params["source_embed" if own else "embed"], tokens_BL, self.dtype)
         x = x * jnp.asarray(self.embed_scale, self.dtype)
         positions = positions + self.position_offset
         if self.positions == "learned":
@@ -326,7 +326,7 @@ class EncDec:
             x = x + sinusoids(positions, self.width, self.sinusoid_layout).astype(self.dtype)
         if self.embed_norm:
             x = self.encoder_stack.block.normalize(params[side]["embed_norm"], x)
-        return constrain(dropout(x, self.embed_dropout, key), "batch", "length", "act_embed")
+        return constrain(dropout(x, self.embed_dropout, key), "batch", "residual_length", "act_embed")
 
     def _biased(self, p: dict[str, Any], stack: Stack, query_BL: jax.Array, key_BS: jax.Array) -> Context:
         """The context with what the layers add to their scores by distance."""
@@ -338,7 +338,7 @@ class EncDec:
     def _leave(self, p: dict[str, Any], stack: Stack, x: jax.Array, key: jax.Array | None) -> jax.Array:
         if self.norm_place != "post":
             x = dropout(stack.block.normalize(p["final_norm"], x), self.embed_dropout, key)
-        return constrain(x, "batch", "length", "act_embed")
+        return constrain(x, "batch", "residual_length", "act_embed")
 
     def _check_length(self, length: int) -> None:
         if self.max_len is not None and length > self.max_len:

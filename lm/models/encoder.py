@@ -14,7 +14,7 @@ from lm.core.params import Constant, Normal, Param
 from lm.layers.activations import activation
 from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed, embed_spec, mask_padding, unembed
+from lm.layers.embed import embed, embed_spec, embed_tokens, mask_padding, unembed
 from lm.layers.linear import linear, linear_spec
 from lm.layers.positions import Scaling, rotary_table
 from lm.layers.stack import Group, Stack, groups
@@ -229,7 +229,7 @@ class Encoder:
                 f"a sequence of {length} tokens is longer than max_len={self.max_len}: raise model.max_len"
             )
         positions = batch.get("positions_BL", jnp.arange(length)[None, :])
-        x = embed(params["embed"], tokens_BL, self.dtype)
+        x = embed_tokens(params["embed"], tokens_BL, self.dtype)
         if self.positions == "learned":
             x = x + embed(params["positions"], positions + self.position_offset, self.dtype)
         if self.types:
@@ -237,7 +237,7 @@ class Encoder:
         x = dropout(self.stack.block.normalize(params["embed_norm"], x), self.embed_dropout, fold(key, 0))
         if self.embed_width is not None:
             x = linear(params["embed_map"], x)
-        x = constrain(x, "batch", "length", "act_embed")
+        x = constrain(x, "batch", "residual_length", "act_embed")
         documents = batch.get("documents_BL")
         # What padding itself sees matters only where its own state is read, as from the first or last place.
         pair = None if documents is None else (jnp.maximum(documents, 0), documents)

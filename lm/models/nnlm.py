@@ -10,7 +10,7 @@ from lm.core.errors import UsageError, check_choice, check_positive
 from lm.core.params import Constant, Normal, Param, Uniform
 from lm.layers.activations import ACTIVATIONS, activation
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed, embed_spec, mask_padding
+from lm.layers.embed import embed_spec, embed_tokens, mask_padding
 from lm.layers.linear import linear, linear_spec, project
 from lm.models.flops import forward_flops
 from lm.models.output import Output
@@ -84,7 +84,7 @@ class NNLM:
         """
         if cache is not None or capture:
             raise UsageError("NNLM has neither a cache nor states to capture: pass its last tokens")
-        x_BLD = embed(params["embed"], batch["tokens_BL"], self.dtype)
+        x_BLD = embed_tokens(params["embed"], batch["tokens_BL"], self.dtype)
         documents = batch.get("documents_BL")
         seen = jnp.concatenate([self._before(x_BLD, documents, i) for i in range(self.context)], -1)
         seen = dropout(seen, self.dropout, fold(key, 0))
@@ -93,7 +93,7 @@ class NNLM:
             h = h + activation(self.activation, linear(params[f"layer_{i}"], h))
         h = dropout(h, self.dropout, fold(key, 1))
         out = jnp.concatenate([h, seen], -1) if self.direct else h
-        return Output(constrain(out, "batch", "length", "act_embed"))
+        return Output(constrain(out, "batch", "residual_length", "act_embed"))
 
     def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
         """Floating-point operations of a row, see lm.models.flops.forward_flops."""

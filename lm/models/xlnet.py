@@ -12,7 +12,7 @@ from lm.core.params import Constant, Normal, Param
 from lm.layers.activations import ACTIVATIONS
 from lm.layers.attention import Form, attention, attention_spec
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed, embed_spec, mask_padding, unembed
+from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
 from lm.layers.linear import linear, linear_spec
 from lm.layers.mlp import mlp, mlp_spec
 from lm.layers.norm import norm, norm_spec
@@ -127,8 +127,8 @@ class XLNet:
         B, L = batch["tokens_BL"].shape
         M = 0 if cache is None else cache["memory"].shape[2]
         picks_BP = batch.get("picks_BP")
-        h = embed(params["embed"], batch["tokens_BL"], self.dtype)
-        h = constrain(dropout(h, self.dropout, fold(key, 0)), "batch", "length", "act_embed")
+        h = embed_tokens(params["embed"], batch["tokens_BL"], self.dtype)
+        h = constrain(dropout(h, self.dropout, fold(key, 0)), "batch", "residual_length", "act_embed")
         g = None
         if picks_BP is not None:
             g = jnp.broadcast_to(params["mask"]["vector"].astype(self.dtype), (*picks_BP.shape, self.width))
@@ -153,7 +153,7 @@ class XLNet:
             captured = {n: jnp.concatenate([a[None], b]) for n, a, b in pairs if a is not None}
         out = dropout(h if g is None else g, self.dropout, fold(key, 4))
         cache = None if cache is None else self._remember(cache, entered)
-        return Output(constrain(out, "batch", "length", "act_embed"), cache, captured=captured)
+        return Output(constrain(out, "batch", "residual_length", "act_embed"), cache, captured=captured)
 
     def next_hidden(self, params: dict[str, Any], tokens_BL: jax.Array, lengths_B: jax.Array) -> jax.Array:
         """[B, D] that predicts the token at place `lengths_B`, from those before it in full: ids from there on count
@@ -284,7 +284,9 @@ class XLNet:
             y = self._attend(a, x, k, v, r, part, h.shape[1], fold(key, 0))
             x = norm(p["attention_norm"], x + dropout(y, self.dropout, fold(key, 1)), "layernorm", self.norm_eps)
             y = dropout(mlp(p["mlp"], x, self.activation, self.dropout, fold(key, 2)), self.dropout, fold(key, 3))
-            return constrain(norm(p["mlp_norm"], x + y, "layernorm", self.norm_eps), "batch", "length", "act_embed")
+            return constrain(
+                norm(p["mlp_norm"], x + y, "layernorm", self.norm_eps), "batch", "residual_length", "act_embed"
+            )
 
         return stream(h, content, fold(key, 0)), None if g is None else stream(g, query, fold(key, 1))
 

@@ -33,6 +33,9 @@ RULES: dict[str, tuple[str, ...]] = {
     # Activations.
     "batch": BATCH_AXES,
     "length": ("seq",),
+    # Between layers' products each device along "tensor" has a part of the sequence, where these would be whole on all
+    # (Korthikanti et al. 2022, 2205.05198, sequence parallelism).
+    "residual_length": ("seq", "tensor"),
     "act_embed": (),
     "act_heads": ("tensor",),
     "act_kv_heads": ("tensor",),
@@ -41,8 +44,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "act_experts": ("expert",),
 }
 
-# Fewer key/value heads than tensor shards are held whole on each, as every multi-query implementation does.
-_WHOLE_WHERE_UNEVEN = {"kv_heads", "act_kv_heads"}
+# Where the dimension does not divide, these go without their last mesh axis: fewer key/value heads than tensor shards
+# are whole on each, as every multi-query implementation has them, and so is a single token on its way through layers.
+_LAST_WHERE_EVEN = {"kv_heads", "act_kv_heads", "residual_length"}
 # Layers that stand alone, or that are the same ones every time, run on all stages.
 _WHOLE_WHERE_SINGLE = {"layers"}
 
@@ -57,11 +61,12 @@ def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: dict[
     used: dict[str, str] = {}
     for name, dim in zip(axes, shape, strict=True):
         mesh_axes = tuple(a for a in _lookup(name) if sizes.get(a, 1) > 1)
-        shards = math.prod(sizes[a] for a in mesh_axes)
-        if dim % shards:
-            if name not in _WHOLE_WHERE_UNEVEN and not (name in _WHOLE_WHERE_SINGLE and dim == 1):
-                raise UsageError(f"axis {name!r} of length {dim} does not divide over mesh {_sized(mesh_axes, sizes)}")
+        if name in _WHOLE_WHERE_SINGLE and dim == 1:
             mesh_axes = ()
+        if name in _LAST_WHERE_EVEN and dim % _shards(mesh_axes, sizes):
+            mesh_axes = mesh_axes[:-1]
+        if dim % _shards(mesh_axes, sizes):
+            raise UsageError(f"axis {name!r} of length {dim} does not divide over mesh {_sized(mesh_axes, sizes)}")
         for a in mesh_axes:
             if a in used:
                 raise UsageError(f"axes {used[a]!r} and {name!r} of one array both map to mesh axis {a!r}")
@@ -114,6 +119,10 @@ def _lookup(name: str | None) -> tuple[str, ...]:
     if name not in RULES:
         raise unknown("logical axis", name, RULES)
     return RULES[name]
+
+
+def _shards(mesh_axes: tuple[str, ...], sizes: dict[str, int]) -> int:
+    return math.prod(sizes[a] for a in mesh_axes)
 
 
 def _sized(mesh_axes: tuple[str, ...], sizes: dict[str, int]) -> str:

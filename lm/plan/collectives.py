@@ -8,11 +8,14 @@ import re
 import jax
 import numpy as np
 
+# XLA:TPU writes a scatter as an all-reduce in a fusion of this name, which keeps a share of what it reduces.
+_FUSED_SCATTER = "all-reduce-scatter"
 # Bytes that leave a device in a ring of n, over the bytes of the larger side: the result of a gather, what goes into a
 # scatter or a reduction. An all-reduce is a scatter and a gather.
 _SHARE = {
     "all-gather": lambda n: (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
+    _FUSED_SCATTER: lambda n: (n - 1) / n,
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-to-all": lambda n: (n - 1) / n,
     "ragged-all-to-all": lambda n: (n - 1) / n,
@@ -53,7 +56,7 @@ def read(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
     for line in once.values():
         kind, groups, moved = _moved(line, mesh.size)
         if groups is not None:
-            total = totals[kind, _axes(groups, mesh)]
+            total = totals["reduce-scatter" if kind == _FUSED_SCATTER else kind, _axes(groups, mesh)]
             total[0] += runs[line]
             total[1] += runs[line] * moved
     found = [Collective(kind, axes, int(count), sent) for (kind, axes), (count, sent) in totals.items()]
@@ -87,15 +90,16 @@ def largest_buffer(text: str) -> float:
 def _computations(text):
     """({name: lines}, the entry's name)."""
     bodies: dict[str, list[str]] = {}
-    entry, lines = "", None
+    entry, lines, fused = "", None, False
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" ") and "->" in line:
             name = line.removeprefix("ENTRY ").partition(" ")[0].removeprefix("%")
             lines = bodies[name] = []
+            fused = name.startswith(_FUSED_SCATTER)
             if line.startswith("ENTRY"):
                 entry = name
         elif lines is not None and line.startswith(" "):
-            lines.append(line)
+            lines.append(line.replace(" all-reduce(", f" {_FUSED_SCATTER}(") if fused else line)
     return bodies, entry
 
 
