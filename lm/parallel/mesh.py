@@ -8,13 +8,24 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
-from lm.core.errors import UsageError
+from lm.core.errors import UsageError, check_choice
 from lm.parallel.rules import MESH_AXES
+
+# By name, the axes that have several devices: fsdp takes those of a slice that are left, the others 2 unless told.
+PRESETS: dict[str, tuple[str, ...]] = {
+    "": (),
+    "dp": (),
+    "fsdp": ("fsdp",),
+    "fsdp_tp": ("fsdp", "tensor"),
+    "fsdp_cp": ("fsdp", "seq"),
+    "fsdp_ep": ("fsdp", "expert"),
+    "pp": ("stage",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; `data=None` takes the devices that the others leave.
+    """Devices along each axis; `data=None` takes the devices that the others leave. `preset` is one of PRESETS.
 
     With `stage` > 1 the rows of a batch, or of each of its accumulated parts, go through the stages in `micro_batches`
     (None: as many as there are stages), and each stage holds `rounds` runs of layers, see lm.layers.pipeline.Schedule.
@@ -29,12 +40,18 @@ class Mesh:
     slices: int = 1
     micro_batches: int | None = None
     rounds: int = 1
+    preset: str = ""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name in (*MESH_AXES, "slices", "micro_batches", "rounds"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"mesh.{field.name}={value} must be at least 1")
+                raise UsageError(f"mesh.{name}={value} must be at least 1")
+        check_choice("mesh.preset", self.preset, PRESETS)
+        if self.preset:
+            self._check_preset()
+            for axis in set(PRESETS[self.preset]) - {"fsdp"}:
+                object.__setattr__(self, axis, max(2, getattr(self, axis)))
         if self.stage == 1 and (self.micro_batches is not None or self.rounds > 1):
             raise UsageError(
                 f"mesh.micro_batches={self.micro_batches} and mesh.rounds={self.rounds} have no effect with "
@@ -50,18 +67,22 @@ class Mesh:
 
     def sizes(self, devices: int) -> dict[str, int]:
         """{axis: size} for that many devices; raises UsageError where they do not divide."""
-        others = math.prod(getattr(self, a) for a in MESH_AXES if a != "data")
-        if self.data is None and devices % others:
-            raise UsageError(f"mesh {self._named()} needs a multiple of {others} devices, and there are {devices}")
-        data = devices // others if self.data is None else self.data
+        given = {a: getattr(self, a) for a in MESH_AXES}
+        if "fsdp" in PRESETS[self.preset] and self.fsdp == 1:
+            given["data"] = self.data or self.slices
+            given["fsdp"] = max(1, devices // math.prod(given.values()))
+        others = math.prod(n for a, n in given.items() if a != "data")
+        if given["data"] is None and devices % others:
+            raise UsageError(f"mesh {_named(given)} needs a multiple of {others} devices, and there are {devices}")
+        data = given["data"] or devices // others
         if data * others != devices:
             raise UsageError(
-                f"mesh {self._named()} covers {data * others} devices, and there are {devices}: "
+                f"mesh {_named(given)} covers {data * others} devices, and there are {devices}: "
                 "leave mesh.data unset to take those that are left"
             )
         if data % self.slices:
             raise UsageError(f"mesh.slices={self.slices} does not divide mesh.data={data}")
-        return {a: data if a == "data" else getattr(self, a) for a in MESH_AXES}
+        return given | {"data": data}
 
     def build(self, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
         """The jax Mesh; over `slices` of a multi-slice system, data parallelism crosses the slow network."""
@@ -75,9 +96,16 @@ class Mesh:
             array = mesh_utils.create_device_mesh([sizes[a] for a in MESH_AXES], devices)
         return jax.sharding.Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
-    def _named(self) -> str:
-        set_axes = {a: getattr(self, a) for a in MESH_AXES if getattr(self, a) not in (None, 1)}
-        return " x ".join(f"{a}={n}" for a, n in set_axes.items()) or "data"
+    def _check_preset(self) -> None:
+        for axis in set(MESH_AXES) - {"data", *PRESETS[self.preset]}:
+            if getattr(self, axis) > 1:
+                raise UsageError(
+                    f"mesh.{axis}={getattr(self, axis)} is no axis of mesh.preset={self.preset}: leave one of them out"
+                )
+
+
+def _named(given: dict[str, int | None]) -> str:
+    return " x ".join(f"{a}={n}" for a, n in given.items() if n not in (None, 1)) or "data"
 
 
 def platform() -> str:

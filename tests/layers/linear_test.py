@@ -1,12 +1,15 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lm.core.params import Normal, initialize
 from lm.layers.linear import linear, linear_spec, project
-from lm.parallel.rules import MESH_AXES
+from lm.parallel.mesh import Mesh
+from lm.parallel.rules import MESH_AXES, constrain
 
 
 def mesh_of(**sizes):
@@ -48,3 +51,40 @@ def test_a_bfloat16_kernel_gradient_is_not_rounded_to_bfloat16():
     gradient = jax.jit(jax.grad(lambda k: jnp.sum(project(x, k))))(kernel)
     # 300 terms of one: bfloat16 has no 301 and stops adding ones at 256.
     assert float(gradient[0, 0]) == 300.0
+
+
+def collectives(mesh, function, *arrays):
+    """[(kind, the result's shape)] of the compiled function."""
+    with jax.set_mesh(mesh):
+        text = jax.jit(function).lower(*arrays).compile().as_text()
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    return [(kind, shape.split("{")[0]) for shape, kind in re.findall(rf"= (\S+) ({kinds})\(", text)]
+
+
+def test_a_product_gathers_no_sequence_that_is_sharded():
+    mesh = Mesh(seq=4, fsdp=2, data=1).build(jax.devices()[:8])
+    kernel = jax.ShapeDtypeStruct((16, 24), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
+
+    def loss(kernel, x):
+        x = constrain(x, "batch", "length", None)
+        return jnp.sum(constrain(linear({"kernel": kernel}, x), "batch", "length", None) ** 2)
+
+    found = collectives(mesh, jax.grad(loss, (0, 1)), kernel, jnp.zeros((4, 8, 16)))
+    assert ("all-gather", "f32[16,24]") in found
+    assert all(shape in ("f32[16,24]", "f32[8,24]") for _, shape in found), found
+
+
+def test_a_pair_of_products_gathers_the_parts_of_a_sequence_once_and_scatters_their_sums_once():
+    mesh = Mesh(tensor=4, data=2).build(jax.devices()[:8])
+    place = {"up": PartitionSpec(None, "tensor"), "down": PartitionSpec("tensor")}
+    shapes = {"up": (16, 32), "down": (32, 16)}
+    kernels = {n: jax.ShapeDtypeStruct(shapes[n], jnp.float32, sharding=NamedSharding(mesh, place[n])) for n in shapes}
+
+    def pair(kernels, x):
+        x = constrain(x, "batch", "residual_length", "act_embed")
+        hidden = constrain(jax.nn.relu(linear({"kernel": kernels["up"]}, x)), "batch", "length", "act_mlp")
+        return constrain(linear({"kernel": kernels["down"]}, hidden), "batch", "residual_length", "act_embed")
+
+    found = collectives(mesh, pair, kernels, jnp.zeros((4, 8, 16)))
+    # XLA:CPU reduces all and keeps a part, where others scatter.
+    assert sorted(kind for kind, _ in found) == ["all-gather", "all-reduce"], found

@@ -65,8 +65,9 @@ def test_every_second_of_an_undisturbed_run_is_accounted_for(undisturbed):
     wall = instant(last) - instant(first) + sum(first["spent"].values())
     assert sum(spent.values()) == pytest.approx(wall, rel=0.01) and first["counted_from"] == "call"
     assert spent["lost"] == spent["down"] == spent["other"] == 0
-    assert all(spent[name] > 0 for name in ("start", "compile", "step", "evaluate", "checkpoint"))
-    assert spent["data"] >= 0  # Batches made ahead may cost no millisecond.
+    assert all(spent[name] > 0 for name in ("start", "step", "evaluate", "checkpoint"))
+    # Batches made ahead may cost no millisecond, and programs that a run before in this process has compiled none.
+    assert spent["data"] >= 0 and spent["compile"] >= 0
     assert row["goodput"] == pytest.approx(spent["step"] / wall, rel=0.01)
 
 

@@ -18,12 +18,39 @@ from lm.parallel.rules import MESH_AXES
         (Mesh(fsdp=8), 8, 1),
         (Mesh(data=2, fsdp=4), 8, 2),
         (Mesh(fsdp=4, slices=2), 16, 4),
+        (Mesh(preset="dp"), 8, 8),
+        (Mesh(preset="pp", stage=4), 8, 2),
     ],
 )
 def test_data_takes_the_devices_that_the_other_axes_leave(mesh, devices, data):
     sizes = mesh.sizes(devices)
     assert tuple(sizes) == MESH_AXES and sizes["data"] == data
     assert (sizes["fsdp"], sizes["tensor"]) == (mesh.fsdp, mesh.tensor)
+
+
+@pytest.mark.parametrize(
+    "mesh, sizes",
+    [
+        (Mesh(preset="fsdp"), {"fsdp": 16}),
+        (Mesh(preset="fsdp", slices=2), {"data": 2, "fsdp": 8}),
+        (Mesh(preset="fsdp", fsdp=4), {"data": 4, "fsdp": 4}),
+        (Mesh(preset="fsdp_tp"), {"fsdp": 8, "tensor": 2}),
+        (Mesh(preset="fsdp_tp", tensor=8), {"fsdp": 2, "tensor": 8}),
+        (Mesh(preset="fsdp_cp", data=2), {"data": 2, "fsdp": 4, "seq": 2}),
+        (Mesh(preset="fsdp_ep", expert=4), {"fsdp": 4, "expert": 4}),
+        (Mesh(preset="pp"), {"data": 8, "stage": 2}),
+    ],
+    ids=str,
+)
+def test_a_preset_gives_fsdp_the_devices_that_are_left_and_its_other_axis_two(mesh, sizes):
+    assert {a: n for a, n in mesh.sizes(16).items() if n > 1} == sizes
+
+
+def test_a_preset_refuses_an_axis_that_it_does_not_have():
+    with pytest.raises(UsageError, match="mesh.tensor=2 is no axis of mesh.preset=fsdp_cp"):
+        Mesh(preset="fsdp_cp", tensor=2)
+    with pytest.raises(UsageError, match="fsdp_tpp.*fsdp_tp"):
+        Mesh(preset="fsdp_tpp")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +62,7 @@ def test_data_takes_the_devices_that_the_other_axes_leave(mesh, devices, data):
         (Mesh(data=4, tensor=4), 8, ["data=4 x tensor=4", "covers 16", "there are 8"]),
         (Mesh(data=1), 8, ["covers 1", "there are 8"]),
         (Mesh(slices=3), 8, ["mesh.slices=3", "mesh.data=8"]),
+        (Mesh(preset="fsdp_tp", tensor=3), 8, ["fsdp=2 x tensor=3", "covers 6", "there are 8"]),
     ],
 )
 def test_a_mesh_that_does_not_fit_names_the_numbers(mesh, devices, words):
