@@ -69,9 +69,9 @@ def cross_entropy(
 def _cross_entropy(form, logits, chunks, head, x, *tokens):
     def chunk(head, part):
         x, *tokens = part
-        return _sums(form, logits(head, x), *tokens)[0], None
+        return (_sums(form, logits(head, x), *tokens)[0], None), None
 
-    totals, _ = _chunked(chunk, chunks, head, x, *tokens)
+    (totals, _), _ = _chunked(chunk, chunks, None, head, x, *tokens)
     return totals.pop("loss"), totals
 
 
@@ -83,7 +83,7 @@ def _forward(form, logits, chunks, head, x, *tokens):
         dhead, dx = pull(dlogits)
         return (sums, jax.tree.map(lambda g: g.astype(jnp.float32), dhead)), dx
 
-    (totals, dhead), dx = _chunked(chunk, chunks, head, x, *tokens)
+    (totals, dhead), dx = _chunked(chunk, chunks, head, head, x, *tokens)
     dhead = jax.tree.map(lambda g, p: g.astype(p.dtype), dhead, head)
     return (totals.pop("loss"), totals), (dhead, dx)
 
@@ -127,28 +127,40 @@ def _sums(form, logits, targets, weights, subset):
     return totals, dlogits * weights[..., None]
 
 
-def _chunked(chunk, chunks, head, *arrays_BL):
-    """chunk(head, part) -> (summed, kept [B, length, ...]): the sum of the first over all chunks and devices, and the
-    second put together to [B, L, ...].
+def _chunked(chunk, chunks, differentiated, head, *arrays_BL):
+    """chunk(head, part) -> ((sums, the gradient of `differentiated`: the head or None), kept [B, length, ...]): the
+    first added up over all chunks and devices, and the second put together to [B, L, ...].
 
     Each device goes through its own rows and positions. Left to the partitioner, the head's gradient would be reduced
-    over all devices, and be whole on each, once a chunk.
+    over all devices, and be whole on each, once a chunk. It comes back with its last dimension over "fsdp".
     """
 
     def local(head, *arrays_BL):
         parts = tuple(_split(a, chunks) for a in arrays_BL)
-        summed, kept = _total_and_each(functools.partial(chunk, head), parts)
+        (sums, dhead), kept = _total_and_each(functools.partial(chunk, head), parts)
         kept = jax.tree.map(lambda a: _join(a, arrays_BL[0].shape[1]), kept)
-        return (jax.lax.psum(summed, axes) if axes else summed), kept
+        return (jax.lax.psum(sums, axes), jax.tree.map(scattered, dhead)), kept
 
-    axes = _token_axes(arrays_BL[0].shape[0])
+    def spreads(a):
+        return "fsdp" in axes and a.ndim > 0 and a.shape[-1] % sizes["fsdp"] == 0
+
+    def scattered(a):
+        if not spreads(a):
+            return jax.lax.psum(a, axes)
+        others = tuple(axis for axis in axes if axis != "fsdp")
+        return jax.lax.psum_scatter(jax.lax.psum(a, others), "fsdp", scatter_dimension=a.ndim - 1, tiled=True)
+
+    def place(a):
+        return PartitionSpec(*[None] * (a.ndim - 1), "fsdp") if spreads(a) else PartitionSpec()
+
+    axes, sizes = _token_axes(arrays_BL[0].shape[0]), dict(jax.sharding.get_abstract_mesh().shape)
     if not axes:
         return local(head, *arrays_BL)
     rows = PartitionSpec(tuple(a for a in axes if a != "seq"), "seq" if "seq" in axes else None)
     each = jax.shard_map(
         local,
         in_specs=(PartitionSpec(), *(rows for _ in arrays_BL)),
-        out_specs=(PartitionSpec(), rows),
+        out_specs=((PartitionSpec(), jax.tree.map(place, differentiated)), rows),
         axis_names=set(axes),
         check_vma=False,
     )

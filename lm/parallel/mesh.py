@@ -91,9 +91,10 @@ class Mesh:
         if self.slices > 1:
             within = [sizes[a] // (self.slices if a == "data" else 1) for a in MESH_AXES]
             across = [self.slices if a == "data" else 1 for a in MESH_AXES]
-            array = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+            array = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
         else:
-            array = mesh_utils.create_device_mesh([sizes[a] for a in MESH_AXES], devices)
+            wanted = [sizes[a] for a in MESH_AXES]
+            array = mesh_utils.create_device_mesh(wanted, devices, allow_split_physical_axes=True)
         return jax.sharding.Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
     def _check_preset(self) -> None:
