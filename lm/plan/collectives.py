@@ -8,14 +8,13 @@ import re
 import jax
 import numpy as np
 
-# XLA:TPU writes a scatter as an all-reduce in a fusion of this name, which keeps a share of what it reduces.
-_FUSED_SCATTER = "all-reduce-scatter"
 # Bytes that leave a device in a ring of n, over the bytes of the larger side: the result of a gather, what goes into a
-# scatter or a reduction. An all-reduce is a scatter and a gather.
+# scatter or a reduction. An all-reduce is a scatter and a gather; fused with the slice that keeps a device's own part,
+# as TPUs have it, a scatter alone.
 _SHARE = {
     "all-gather": lambda n: (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
-    _FUSED_SCATTER: lambda n: (n - 1) / n,
+    "all-reduce-scatter": lambda n: (n - 1) / n,
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-to-all": lambda n: (n - 1) / n,
     "ragged-all-to-all": lambda n: (n - 1) / n,
@@ -26,6 +25,8 @@ _INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(_SHARE)})(-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)\}?")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=(\(\S+\)))? \{([^}]*)\}")
+# The channel of what a program asks for by itself, such as a permutation between stages; the partitioner's have others.
+_ASKED = "channel_id=1"
 _TRIPS = re.compile(r'known_trip_count[\\":{ ]+n[\\": ]+(\d+)')
 
 
@@ -50,13 +51,13 @@ def read(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
     once: dict[str, str] = {}
     for line in runs:
         channel = re.search(r"channel_id=\d+", line)
-        name = channel[0] if channel else line
+        name = channel[0] if channel and channel[0] != _ASKED else line
         once[name] = max(once.get(name, line), line, key=runs.__getitem__)
     totals: dict[tuple[str, tuple[str, ...]], list[float]] = collections.defaultdict(lambda: [0, 0.0])
     for line in once.values():
         kind, groups, moved = _moved(line, mesh.size)
         if groups is not None:
-            total = totals["reduce-scatter" if kind == _FUSED_SCATTER else kind, _axes(groups, mesh)]
+            total = totals[kind, _axes(groups, mesh)]
             total[0] += runs[line]
             total[1] += runs[line] * moved
     found = [Collective(kind, axes, int(count), sent) for (kind, axes), (count, sent) in totals.items()]
@@ -90,16 +91,15 @@ def largest_buffer(text: str) -> float:
 def _computations(text):
     """({name: lines}, the entry's name)."""
     bodies: dict[str, list[str]] = {}
-    entry, lines, fused = "", None, False
+    entry, lines = "", None
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" ") and "->" in line:
             name = line.removeprefix("ENTRY ").partition(" ")[0].removeprefix("%")
             lines = bodies[name] = []
-            fused = name.startswith(_FUSED_SCATTER)
             if line.startswith("ENTRY"):
                 entry = name
         elif lines is not None and line.startswith(" "):
-            lines.append(line.replace(" all-reduce(", f" {_FUSED_SCATTER}(") if fused else line)
+            lines.append(line)
     return bodies, entry
 
 
@@ -110,7 +110,9 @@ def _executed(bodies, name, times):
         inner = times * _trips(bodies, line) if " while(" in line else times
         for called in _CALLED.findall(line):
             for callee in re.findall(r"%([\w.\-]+)", called):
-                yield from _executed(bodies, callee, inner)
+                for line, n in _executed(bodies, callee, inner):
+                    fused = callee.startswith("all-reduce-scatter")
+                    yield (line.replace(" all-reduce(", " all-reduce-scatter(") if fused else line), n
 
 
 def _trips(bodies, line):

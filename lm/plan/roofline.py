@@ -6,11 +6,14 @@ programs reach are the chips' own, see lm.parallel.chips.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax.numpy as jnp
 
 from lm.core import params, tree
 from lm.core.params import Param
+from lm.layers.pipeline import Schedule
 from lm.parallel.chips import Chip
 from lm.parallel.rules import BATCH_AXES, RULES, shards
 from lm.plan.hardware import Hardware
@@ -79,7 +82,12 @@ def roofline(run: Any, hardware: Hardware, sizes: Mapping[str, int], batch: Mapp
         "memory": _traffic(spec, tokens, again) / (hardware.chips * chip.memory_rate * MEMORY_SHARE),
         "optimizer": _OPTIMIZER_BYTES * held(spec, sizes) / (chip.memory_rate / chip.devices * MEMORY_SHARE),
     }
-    compute = seconds["products"] + seconds["attention"]
+    if sizes["stage"] > 1:
+        layers = sum(seconds[part] for part in ("products", "attention", "memory"))
+        layers -= 3 * head / (hardware.chips * chip.flops * chip.products)
+        # All of a stage's micro-batches, without work for it in some ticks; what is not in stages, each does whole.
+        seconds["bubble"] = layers * (sizes["stage"] * passed(run, sizes) / passed(run, {"stage": 1}) - 1)
+    compute = seconds["products"] + seconds["attention"] + seconds.get("bubble", 0.0)
     seconds |= _exposed(communication(run, spec, hardware, sizes), compute)
     causal = meters.flops_per_row(run.model, spec, batch) * rows / tokens
     full = causal + (3 * attention / tokens if "causal" in run.model.offers else 0.0)
@@ -88,7 +96,7 @@ def roofline(run: Any, hardware: Hardware, sizes: Mapping[str, int], batch: Mapp
 
 def communication(run: Any, spec: Any, hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, float]:
     """Seconds of each mesh axis's collectives, were nothing hidden; bytes by the formulas of `sent_bytes`."""
-    links, times = _links(hardware, sizes), counts(run)
+    links, times = _links(hardware, sizes), counts(run, sizes)
     assert hardware.chip is not None
     return {
         axis: sent / links[axis][0] + times[axis] * links[axis][1] * hardware.chip.hop_s
@@ -97,36 +105,95 @@ def communication(run: Any, spec: Any, hardware: Hardware, sizes: Mapping[str, i
     }
 
 
-def counts(run: Any) -> dict[str, int]:
+def counts(run: Any, sizes: Mapping[str, int]) -> dict[str, int]:
     """How many collectives of each mesh axis wait for one another in a step: every one pays for its hops."""
-    layers, micro = getattr(run.model, "layers", 1), run.train.accumulate
-    routed = sum(layer.experts is not None for layer in _layers(run.model))
-    return {"fsdp": 3 * layers * micro, "data": 1, "tensor": 8 * layers, "seq": 3 * layers, "expert": 6 * routed}
+    form, micro = schedule(run, sizes), run.train.accumulate
+    layers, routed = (round(form.micro_batches * n) for n in (passed(run, sizes), passed(run, sizes, _is_routed)))
+    return {
+        "stage": (2 * form.ticks + 4) * len(_staged(run.model)) * micro,
+        "fsdp": 3 * layers * micro,
+        "data": 1,
+        "tensor": 8 * layers,
+        "seq": 3 * layers,
+        "expert": 6 * routed,
+    }
+
+
+def schedule(run: Any, sizes: Mapping[str, int]) -> Schedule:
+    """That of the run's stages, on a mesh without them of a single tick."""
+    stages = sizes["stage"]
+    return Schedule(stages, run.mesh.micro_batches or stages, run.mesh.rounds) if stages > 1 else Schedule(1, 1)
 
 
 def sent_bytes(run: Any, spec: Any, sizes: Mapping[str, int]) -> dict[str, float]:
     """Bytes that leave a device in a step along each mesh axis.
 
     fsdp: kernels gathered forward and backward in the compute type, gradients scattered in float32, once a
-    micro-batch. data: gradients reduced, over experts' and sequence's devices too where those hold the same. tensor:
-    two gathers and two scatters of the residual stream a layer, forward and backward. seq: keys and values gathered,
-    their gradients scattered. expert: tokens gathered to the experts and their sums scattered, forward and backward.
+    micro-batch, and with stages in every tick. data: gradients reduced, over experts' and sequence's devices too where
+    those hold the same. tensor: two gathers and two scatters of the residual stream a layer, forward and backward. seq:
+    keys and values gathered, their gradients scattered. expert: tokens gathered to the experts and their sums
+    scattered, forward and backward. stage: a micro-batch in every tick, forward and backward; what enters and leaves
+    all of them gathered or reduced, six sides of it in all; for rounds their parameters, and their gradients back.
     """
-    micro = run.train.accumulate
+    micro, form = run.train.accumulate, schedule(run, sizes)
+    compute = jnp.dtype(getattr(run.model, "dtype", "bfloat16")).itemsize
     tokens = run.train.batch_size * run.train.seq_len / math.prod(sizes[a] for a in (*BATCH_AXES, "seq"))
     ring = {axis: (n - 1) / n for axis, n in sizes.items()}
-    width, layers = getattr(run.model, "width", 0), getattr(run.model, "layers", 0)
-    gathered = sum(math.prod(p.shape) / shards(p, dict(sizes), but="fsdp") for p in _leaves(spec) if _on(p, "fsdp"))
-    reduced = sum(_reduced(p, sizes) for p in _leaves(spec))
-    keys = _key_features(run.model)
-    routed = [layer for layer in _layers(run.model) if layer.experts is not None]
+    stream = compute * tokens * getattr(run.model, "width", 0)
+    layers, leaves = passed(run, sizes), _leaves(spec)
+    gathered = sum(
+        math.prod(p.shape) / shards(p, dict(sizes), but="fsdp") * (form.ticks / form.rounds if _is_staged(p) else 1)
+        for p in leaves
+        if _on(p, "fsdp")
+    )
+    permuted = 2 * form.ticks / form.micro_batches + 6 * ring["stage"] if sizes["stage"] > 1 else 0
     return {
-        "fsdp": micro * ring["fsdp"] * gathered * (2 * COMPUTE_BYTES + 4),
-        "data": 2 * 4 * reduced,
-        "tensor": 8 * ring["tensor"] * COMPUTE_BYTES * tokens * width * layers,
-        "seq": 3 * 2 * ring["seq"] * COMPUTE_BYTES * tokens * sizes["seq"] * keys * layers,
-        "expert": 3 * 2 * ring["expert"] * sizes["expert"] * COMPUTE_BYTES * tokens * width * len(routed),
+        "stage": stream * permuted * len(_staged(run.model)) + micro * (compute + 4) * _dealt(leaves, form, sizes),
+        "fsdp": micro * ring["fsdp"] * gathered * (2 * compute + 4),
+        "data": 2 * 4 * sum(_reduced(p, sizes) for p in leaves),
+        "tensor": 8 * ring["tensor"] * stream * layers,
+        "seq": 3 * 2 * ring["seq"] * compute * tokens * sizes["seq"] * _key_features(run.model) * layers,
+        "expert": 3 * 2 * ring["expert"] * sizes["expert"] * stream * passed(run, sizes, _is_routed),
     }
+
+
+def passed(run: Any, sizes: Mapping[str, int], counted: Callable[[Any], bool] = lambda layer: True) -> float:
+    """Layers that a device takes all of its tokens through in a step, a stage's own also in the ticks without work."""
+    form = schedule(run, sizes)
+    share = form.ticks / (form.micro_batches * form.rounds * form.stages)
+    if not hasattr(run.model, "stacks"):
+        return getattr(run.model, "layers", 0)
+    return sum(
+        sum(map(counted, group.pattern)) * group.repeats * (share if group.staged else 1)
+        for stack in run.model.stacks
+        for group in stack.groups
+    )
+
+
+def _dealt(leaves: list[Param], form: Schedule, sizes: Mapping[str, int]) -> float:
+    """Parameters that leave a device where several rounds need others than it holds, see lm.layers.pipeline: the
+    partitioner makes them whole over "fsdp" for the exchange inside groups of stages, not for the permutation."""
+    if form.rounds == 1:
+        return 0.0
+    met = min(form.stages, form.rounds)
+    own, whole = (
+        sum(math.prod(p.shape) / shards(p, dict(sizes), but=axis) for p in leaves if _is_staged(p))
+        for axis in ("", "fsdp")
+    )
+    return whole * (met - 1) / met + own * (met < form.stages)
+
+
+def _staged(model: Any) -> list[Any]:
+    """The groups of layers that stages divide."""
+    return [group for stack in getattr(model, "stacks", ()) for group in stack.groups if group.staged]
+
+
+def _is_staged(p: Param) -> bool:
+    return p.axes[0] == "layers" and p.shape[0] > 1
+
+
+def _is_routed(layer: Any) -> bool:
+    return layer.experts is not None
 
 
 def _exposed(times: Mapping[str, float], compute: float) -> dict[str, float]:
@@ -218,10 +285,6 @@ def _reduced(p: Param, sizes: Mapping[str, int]) -> float:
 
 def _on(p: Param, mesh_axis: str) -> bool:
     return any(mesh_axis in RULES[axis] for axis in p.axes)
-
-
-def _layers(model: Any) -> tuple[Any, ...]:
-    return model.stack.layers if hasattr(model, "stack") else ()
 
 
 def _key_features(model: Any) -> int:

@@ -10,11 +10,16 @@ from lm.core.errors import UsageError
 from lm.parallel import rules
 from lm.parallel.mesh import Mesh
 from lm.plan.hardware import Hardware
-from lm.plan.roofline import COMPUTE_BYTES, Roofline, held, roofline
+from lm.plan.roofline import COMPUTE_BYTES, Roofline, held, passed, roofline, schedule
 
 REMATS = ("none", "dots", "attention", "full")  # From fast to lean.
 FREE = 0.92  # Of a device's memory: the rest goes to the runtime and to what an estimate leaves out.
-_STATE_BYTES = 16  # A parameter's weight, gradient and two moments in float32.
+LONG = 32_768  # Rows from this many tokens on are divided over seq too, into parts of at least a quarter of it.
+_STATE_BYTES = 18  # A parameter's weight, gradient and two moments in float32, and a copy in the compute type.
+_HEAD_BYTES = 12  # Of a parameter of the loss's head, whole over fsdp: a copy, its gradient's sum and a chunk's share.
+# What a scan over the ticks of stages keeps and makes, each as large as the residual stream of all its micro-batches:
+# their inputs, what leaves, the gradients of both, and copies of them (compiled programs for v5p had 8 to 13).
+_TICK_ARRAYS = 10
 _LOGITS_BYTES = 2**30  # Of a chunk of the loss: logits, their exponents and gradients, see lm.objectives.cross_entropy.
 
 
@@ -35,33 +40,38 @@ def candidates(run: Any, hardware: Hardware, batch: Mapping[str, Any]) -> list[C
     for changed, sizes in _variants(run, hardware):
         try:
             memory = estimate(changed, sizes)
-            line = roofline(changed, hardware, sizes, batch)
+            if memory <= room:
+                found.append(Candidate(changed, memory, roofline(changed, hardware, sizes, batch)))
         except UsageError:  # Heads, experts or features that this mesh does not divide.
             continue
-        if memory <= room:
-            found.append(Candidate(changed, memory, line))
     return sorted(found, key=lambda c: c.line.step_s)
 
 
 def estimate(run: Any, sizes: Mapping[str, int]) -> float:
-    """Bytes a device, by formula: state over the axes that shard it, and what the policy keeps of each layer."""
-    spec = run.model.spec()
-    state = _STATE_BYTES * held(spec, sizes)
+    """Bytes a device, by formula: state over the axes that shard it, and what the policy keeps of each layer, with
+    stages once a tick."""
+    spec, form = run.model.spec(), schedule(run, sizes)
+    state = _STATE_BYTES * held(spec, sizes) + _HEAD_BYTES * held(run.model.head(spec), dict(sizes) | {"fsdp": 1})
     devices = math.prod(sizes[a] for a in (*rules.BATCH_AXES, "seq"))
     tokens = run.train.batch_size * run.train.seq_len / devices / run.train.accumulate
-    return state + COMPUTE_BYTES * tokens * _kept_features(run.model, sizes["tensor"]) + _LOGITS_BYTES
+    kept, at_work = _features(run.model, sizes["tensor"])
+    features = kept * passed(run, sizes) + at_work / form.micro_batches
+    if sizes["stage"] > 1:
+        state += 4 * held(spec, sizes)  # The gradients of one tick, beside their sum.
+        features += _TICK_ARRAYS * run.model.stacks[0].block.width * form.ticks / form.micro_batches
+    return state + COMPUTE_BYTES * tokens * features + _LOGITS_BYTES
 
 
-def _kept_features(model: Any, tensor: int) -> float:
-    """Numbers a token that the forward pass leaves for the backward pass, and those of the layer at work."""
+def _features(model: Any, tensor: int) -> tuple[float, float]:
+    """Numbers a token that a layer's forward pass leaves for its backward pass, and those of the layer at work."""
     if not hasattr(model, "stack"):
-        return 0.0
-    block, layers = model.stack.block, model.layers
+        return 0.0, 0.0
+    block = model.stack.block
     heads, keys = block.heads * block.head_dim / tensor, 2 * block.kv_heads * block.head_dim / tensor
     mlp = (3 if block.gated else 2) * block.mlp_width / tensor
     whole = 6 * block.width + 2 * heads + keys + mlp
     kept = {"none": whole, "dots": 3 * block.width + 2 * heads + keys + mlp, "attention": block.width + heads}
-    return layers * kept.get(model.remat, block.width) + 2 * whole
+    return kept.get(model.remat, block.width), 2 * whole
 
 
 def _variants(run: Any, hardware: Hardware) -> Iterator[tuple[Any, dict[str, int]]]:
@@ -69,24 +79,43 @@ def _variants(run: Any, hardware: Hardware) -> Iterator[tuple[Any, dict[str, int
     rows = run.train.batch_size
     for mesh in _meshes(run, hardware):
         sizes = mesh.sizes(hardware.devices)
-        shards = math.prod(sizes[a] for a in rules.BATCH_AXES)
-        if rows % shards:
+        parts = math.prod(sizes[a] for a in rules.BATCH_AXES) * (mesh.micro_batches or 1)
+        if rows % parts:
             continue
-        for micro, remat in itertools.product(_divisors(rows // shards), remats):
+        for micro, remat in itertools.product(_divisors(rows // parts), remats):
             model = run.model if remat is None else dataclasses.replace(run.model, remat=remat)
             train = dataclasses.replace(run.train, accumulate=micro)
             yield dataclasses.replace(run, model=model, train=train, mesh=mesh), sizes
 
 
 def _meshes(run: Any, hardware: Hardware) -> Iterator[Mesh]:
-    """Powers of two along fsdp, tensor and, where there are experts, expert; data takes the rest."""
+    """Powers of two along fsdp, tensor and, where there are experts, expert; of more than a host, stage too, and with
+    long rows seq; data takes the rest."""
     within = hardware.devices // hardware.slices
-    experts = _experts(run.model)
     powers = [2**i for i in range(within.bit_length()) if within % 2**i == 0]
-    for tensor, expert in itertools.product((n for n in powers if n <= 16), (n for n in powers if experts % n == 0)):
-        for fsdp in powers:
-            if within % (tensor * expert * fsdp) == 0:
-                yield Mesh(fsdp=fsdp, tensor=tensor, expert=expert, slices=hardware.slices)
+    experts, longest = _experts(run.model), 4 * run.train.seq_len // LONG if run.train.seq_len >= LONG else 1
+    several = hardware.chip is not None and hardware.chips > hardware.chip.together
+    stages = [(1, None)] + [
+        (n, n * each) for n in powers[1:] for each in (1, 2, 4) if several and _divides(run.model, n)
+    ]
+    for tensor, expert, seq in itertools.product(
+        (n for n in powers if n <= 16), (n for n in powers if experts % n == 0), (n for n in powers if n <= longest)
+    ):
+        for fsdp, (stage, micro_batches) in itertools.product(powers, stages):
+            if within % (tensor * expert * seq * fsdp * stage) == 0:
+                sizes = {"fsdp": fsdp, "tensor": tensor, "expert": expert, "seq": seq, "stage": stage}
+                yield Mesh(**sizes, micro_batches=micro_batches, slices=hardware.slices)
+
+
+def _divides(model: Any, stages: int) -> bool:
+    """Whether the model's layers can be in so many stages."""
+    stacks = getattr(model, "stacks", ())
+    try:
+        for stack in stacks:
+            stack.check_stages(stages, 1)
+    except UsageError:
+        return False
+    return bool(stacks)
 
 
 def _experts(model: Any) -> int:

@@ -75,6 +75,22 @@ def test_tpus_gather_what_the_formula_says_and_hold_no_scores(tmp_path):
 
 
 @pytest.mark.slow
+@needs_libtpu
+def test_tpus_in_stages_send_what_the_formulas_say(tmp_path):
+    mesh = ("--set=mesh.stage=2", "--set=mesh.fsdp=4", "--set=model.attention_kernel=blocks")
+    _, found = plan(tmp_path, "--experiment=llama_1b", "--hardware=v5e:2x4", *SMALL, *mesh)
+    sent: dict = {}
+    for c in found["collectives"]:
+        sent.setdefault(tuple(c["axes"]), {})[c["kind"]] = c["sent_bytes"]
+    ticks, micro_batch = 3, 8 * 1024 / 4 / 2 * 512 * 2
+    assert sent["stage",]["collective-permute"] == pytest.approx(2 * ticks * micro_batch, rel=0.05)
+    # One of the sums of what enters and leaves the stages is fused with the slice that follows.
+    assert sum(sent["stage",].values()) == pytest.approx(found["sent_bytes_by_formula"]["stage"], rel=0.1)
+    assert sum(sent["fsdp",].values()) == pytest.approx(found["sent_bytes_by_formula"]["fsdp"], rel=0.05)
+    assert found["state_donated"]
+
+
+@pytest.mark.slow
 @needs_cuda
 def test_what_does_not_fit_says_by_how_much_and_what_would(tmp_path):
     big = ("--set=model.layers=2", "--set=model.width=16384", "--set=model.mlp_width=65536", "--set=model.heads=128")

@@ -28,6 +28,10 @@ PROGRAM = """HloModule step
   %s = f32[] add(%a, %b)
 }
 
+%all-reduce-scatter.3.clone (a: f32[8]) -> f32[4] {
+  %all = f32[8]{0} all-reduce(%a), channel_id=5, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+}
+
 %async (a: bf16[32]) -> bf16[4] {
   %rs = bf16[4]{0} reduce-scatter(%a), replica_groups=[1,8]<=[8], dimensions={0}
 }
@@ -36,6 +40,11 @@ ENTRY %main (a: f32[8,16]) -> f32[8,16] {
   %w = (s32[], f32[8,16]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %v = (s32[], f32[8]) while(%t), condition=%wide_condition, body=%wide_body
   %s = ((bf16[32]), bf16[4]) async-start(%v), calls=%async
+  %f = f32[4]{0} fusion(%v), kind=kCustom, calls=%all-reduce-scatter.3.clone
+  %p = f32[8]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,2},{2,0},{1,3},{3,1}}
+  %q = f32[8]{0} collective-permute(%y), channel_id=1, source_target_pairs={{0,2},{2,0},{1,3},{3,1}}
+  %u = f32[2]{0} all-gather(%x), channel_id=7, replica_groups={{0,2},{1,3},{4,6},{5,7}}, dimensions={0}
+  %o = f32[2]{0} all-gather(%y), channel_id=7, replica_groups={{0,2},{1,3},{4,6},{5,7}}, dimensions={0}
   %h = (f32[2]{0}, f32[16]{0}) all-gather-start(%y), replica_groups=[1,8]<=[8], dimensions={0}
   %k = (f32[16]{0}, f32[16]{0}) collective-permute-start(%z), source_target_pairs={{0,4},{4,0},{1,5},{5,1}}
 }
@@ -56,6 +65,9 @@ def test_loops_groups_and_asynchronous_forms_are_counted(mesh):
         ("all-reduce", ("tensor",)): (5, 5 * 2 * 8 * 4 * 1 / 2),
         ("reduce-scatter", everything): (1, 32 * 2 * 7 / 8),
         ("collective-permute", ("data",)): (1, 16 * 4),
+        ("all-reduce-scatter", ("tensor",)): (1, 8 * 4 / 2),  # Of which each keeps a part.
+        ("collective-permute", ("fsdp",)): (2, 2 * 8 * 4),  # Two that the program asks for.
+        ("all-gather", ("fsdp",)): (1, 2 * 4 / 2),  # In pieces, which share a channel.
     }
 
 
