@@ -16,4 +16,4 @@ def run() -> Run:
     base = llama_70b.run()
     base = dataclasses.replace(base, schedule=dataclasses.replace(base.schedule, peak=8e-5, final=8e-7))
     sizes = {"layers": 126, "width": 16384, "heads": 128, "mlp_width": 53248}
-    return llama_8b.sized(base, **sizes, fsdp=1024, batch_size=2048, steps=60_000)
+    return llama_8b.sized(base, **sizes, batch_size=2048, steps=60_000)

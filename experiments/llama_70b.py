@@ -20,4 +20,4 @@ def run() -> Run:
         schedule=dataclasses.replace(base.schedule, peak=1.5e-4, final=1.5e-6),
     )
     sizes = {"layers": 80, "width": 8192, "heads": 64, "mlp_width": 28672}
-    return llama_8b.sized(base, **sizes, fsdp=512, batch_size=1024, steps=120_000)
+    return llama_8b.sized(base, **sizes, batch_size=1024, steps=120_000)

@@ -14,15 +14,15 @@ from lm.train.run import Run
 
 
 def run() -> Run:
-    """1M tokens a step, 200B tokens in all; parameters spread over all devices."""
-    return sized(llama_1b.run(), layers=32, width=4096, heads=32, mlp_width=14336, fsdp=64, batch_size=128)
+    """1M tokens a step, 200B tokens in all; the mesh is the planner's."""
+    return sized(llama_1b.run(), layers=32, width=4096, heads=32, mlp_width=14336, batch_size=128)
 
 
 def sized(
-    base: Run, *, layers: int, width: int, heads: int, mlp_width: int, fsdp: int, batch_size: int, steps: int = 200_000
+    base: Run, *, layers: int, width: int, heads: int, mlp_width: int, batch_size: int, steps: int = 200_000
 ) -> Run:
     """Llama of another size: heads of 128 features, its own head, one pass a step."""
     sizes = {"layers": layers, "width": width, "heads": heads, "mlp_width": mlp_width}
     model = dataclasses.replace(base.model, **sizes, kv_heads=8, head_dim=128, tied=False, vocab_size=128_256)
     train = dataclasses.replace(base.train, steps=steps, batch_size=batch_size, accumulate=1)
-    return dataclasses.replace(base, model=model, train=train, mesh=Mesh(fsdp=fsdp))
+    return dataclasses.replace(base, model=model, train=train, mesh=Mesh(preset="auto"))

@@ -11,17 +11,15 @@ import dataclasses
 from experiments import llama_8b
 from lm.layers.block import Layer
 from lm.layers.moe import Experts
-from lm.parallel.mesh import Mesh
 from lm.train.run import Run
 
 
 def run() -> Run:
-    """4M tokens a step, 500B tokens in all; experts over 16 devices, all parameters over 32 more."""
+    """4M tokens a step, 500B tokens in all; the mesh is the planner's, as the other Llamas' is."""
     base = llama_8b.run()
     layer = Layer(experts=Experts(count=16, chosen=2, balance=0.02))
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, pattern=(layer,), remat="full", rope_base=1e6, vocab_size=32_000),
         train=dataclasses.replace(base.train, steps=120_000, batch_size=512),
-        mesh=Mesh(fsdp=32, expert=16),
     )

@@ -86,8 +86,8 @@ def train(
     from lm.train.lock import RunLock
     from lm.train.times import Times, last_sign
 
-    mesh = run.mesh.build()
-    hosts.host_rows(mesh, run.train.batch_size)
+    if run.mesh.preset != "auto":  # Refused before a corpus is built.
+        hosts.host_rows(run.mesh.build(), run.train.batch_size)
     ledger = Ledger(workdir, writes=hosts.is_main())
     report = _reporter(ledger)
     lock = RunLock(workdir, steal=options.steal, report=report)
@@ -97,7 +97,7 @@ def train(
             files.path(workdir).mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock)
         corpus = corpora.of_run(run, workdir)
-        return _train(run, experiment, workdir, options, mesh, corpus, ledger, report, lock, times, seen)
+        return _train(run, experiment, workdir, options, corpus, ledger, report, lock, times, seen)
 
 
 def _train(
@@ -105,7 +105,6 @@ def _train(
     experiment: str,
     workdir: str,
     options: Options,
-    mesh: Any,
     corpus: Any,
     ledger: Any,
     report: Callable[..., None],
@@ -119,6 +118,7 @@ def _train(
     from lm.main import closing, corpora
     from lm.parallel import hosts
     from lm.parallel.mesh import under
+    from lm.plan import search
     from lm.report import row
     from lm.train import loop
     from lm.train.checkpoint import Checkpoints, SaveError
@@ -127,6 +127,9 @@ def _train(
     from lm.train.run import resolve
 
     run = resolve(run, corpus.tokenizer())
+    if run.mesh.preset == "auto":
+        run = search.on_devices(run, jax.devices(), run.mesh.slices)
+    mesh = run.mesh.build()
     checkpoints = Checkpoints(workdir, run.train.keep_last, run.train.keep_every, report)
     abstract, new, train_step = loop.prepare(run, mesh)
     say = print if hosts.is_main() else lambda *_: None

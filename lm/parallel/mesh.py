@@ -11,7 +11,8 @@ from jax.sharding import AxisType
 from lm.core.errors import UsageError, check_choice
 from lm.parallel.rules import MESH_AXES
 
-# By name, the axes that have several devices: fsdp takes those of a slice that are left, the others 2 unless told.
+# By name, the axes that have several devices: fsdp takes those of a slice that are left, the others 2 unless told. What
+# stands for "auto" is chosen by lm.plan.search.
 PRESETS: dict[str, tuple[str, ...]] = {
     "": (),
     "dp": (),
@@ -20,6 +21,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "fsdp_cp": ("fsdp", "seq"),
     "fsdp_ep": ("fsdp", "expert"),
     "pp": ("stage",),
+    "auto": (),
 }
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from lm.core import config, files, params
-from lm.core.errors import UsageError
 from lm.parallel import rules
 from lm.plan import collectives, program, roofline, search
 from lm.plan.hardware import Hardware
@@ -47,14 +46,16 @@ class Plan:
 def make(run: Any, hardware: Hardware, devices: list[jax.Device], searching: bool, tokens: float | None) -> Plan:
     """Compiles the run, or the fastest that a search finds to fit, and where a given one does not, the ones that may.
 
-    Raises UsageError for a mesh or a batch that does not divide, and for a search in which nothing fits.
+    Where a search finds none, what needs the least memory is compiled. Raises UsageError for a mesh or a batch that
+    does not divide.
     """
     batch = program.batch_shapes(run)
     ranked: list[search.Candidate] = []
-    if searching:
-        ranked = search.candidates(run, hardware, batch)
+    auto = run.mesh.preset == "auto" and hardware.chip is not None
+    if searching or auto:
+        ranked = search.candidates(run, hardware, batch, meshes_alone=not searching)
         if not ranked:
-            raise UsageError(f"nothing that fits {hardware.name} was found for {_size(run)}: take more chips")
+            run = search.leanest(run, hardware, meshes_alone=not searching)
     plan = _compile(ranked[0].run if ranked else run, hardware, devices, batch, tokens, ranked)
     low: dict[str, float] = {}  # By policy: how much more a compiled program took than was estimated.
     for _ in range(TRIED - 1):
@@ -66,7 +67,7 @@ def make(run: Any, hardware: Hardware, devices: list[jax.Device], searching: boo
         ranked = [c for c in ranked if c is not tried and c.memory_bytes * low.get(c.run.model.remat, 1.0) <= room]
         if ranked:
             plan = _compile(ranked[0].run, hardware, devices, batch, tokens, ranked)
-    if not plan.fits and hardware.chip is not None and not searching:
+    if not plan.fits and hardware.chip is not None and not ranked:
         plan = dataclasses.replace(plan, ranked=search.candidates(run, hardware, batch))
     return plan
 

@@ -1,14 +1,20 @@
 """Meshes, rematerialisation and micro-batches for a run on given hardware, ranked by the time of a step."""
 
+import collections
+import contextlib
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
+from lm.core import tree
 from lm.core.errors import UsageError
-from lm.parallel import rules
+from lm.parallel import chips, rules
 from lm.parallel.mesh import Mesh
+from lm.plan import program
 from lm.plan.hardware import Hardware
 from lm.plan.roofline import COMPUTE_BYTES, Roofline, held, passed, roofline, schedule
 
@@ -17,6 +23,7 @@ FREE = 0.92  # Of a device's memory: the rest goes to the runtime and to what an
 LONG = 32_768  # Rows from this many tokens on are divided over seq too, into parts of at least a quarter of it.
 _STATE_BYTES = 18  # A parameter's weight, gradient and two moments in float32, and a copy in the compute type.
 _HEAD_BYTES = 12  # Of a parameter of the loss's head, whole over fsdp: a copy, its gradient's sum and a chunk's share.
+_LAYER_BYTES = 8  # Of a parameter of the repeat at work, whole over fsdp: its copy, the next one's, and its gradient.
 # What a scan over the ticks of stages keeps and makes, each as large as the residual stream of all its micro-batches:
 # their inputs, what leaves, the gradients of both, and copies of them (compiled programs for v5p had 8 to 13).
 _TICK_ARRAYS = 10
@@ -32,19 +39,45 @@ class Candidate:
     line: Roofline
 
 
-def candidates(run: Any, hardware: Hardware, batch: Mapping[str, Any]) -> list[Candidate]:
-    """Those that fit, the fastest first. The global batch stays, and so does what the run computes."""
+def on_devices(run: Any, devices: list[jax.Device], slices: int = 1) -> Any:
+    """The run, whose vocabulary is known, with the mesh that is the fastest of those that fit by estimate.
+
+    On devices whose speed is not known, such as a CPU's, rows are divided and nothing else. Raises UsageError where
+    nothing fits.
+    """
+    chip = chips.of_device(devices[0])
+    if chip is None:
+        return dataclasses.replace(run, mesh=Mesh(slices=slices))
+    kind = next(name for name, found in chips.CHIPS.items() if found is chip)
+    hardware = Hardware(kind, kind, (len(devices) // chip.devices // slices,), slices)
+    found = candidates(run, hardware, program.batch_shapes(run), meshes_alone=True)
+    if not found:
+        raise UsageError(f"mesh.preset=auto: no mesh of {len(devices)} x {chip.kind} fits: see lm plan --search")
+    return found[0].run
+
+
+def candidates(run: Any, hardware: Hardware, batch: Mapping[str, Any], meshes_alone: bool = False) -> list[Candidate]:
+    """Those that fit, the fastest first. The global batch stays, and so does what the run computes; `meshes_alone`
+    leaves rematerialisation and micro-batches as they are."""
     assert hardware.chip is not None
     room = FREE * hardware.chip.memory_bytes / hardware.chip.devices
-    found = []
-    for changed, sizes in _variants(run, hardware):
-        try:
-            memory = estimate(changed, sizes)
-            if memory <= room:
-                found.append(Candidate(changed, memory, roofline(changed, hardware, sizes, batch)))
-        except UsageError:  # Heads, experts or features that this mesh does not divide.
-            continue
+    found = [
+        Candidate(changed, memory, roofline(changed, hardware, sizes, batch))
+        for memory, changed, sizes in _estimated(run, hardware, meshes_alone)
+        if memory <= room
+    ]
     return sorted(found, key=lambda c: c.line.step_s)
+
+
+def leanest(run: Any, hardware: Hardware, meshes_alone: bool) -> Any:
+    """The run as it takes the least memory by estimate, where nothing fits; as it is where nothing divides."""
+    return min(_estimated(run, hardware, meshes_alone), key=lambda found: found[0], default=(0, run))[1]
+
+
+def _estimated(run: Any, hardware: Hardware, meshes_alone: bool) -> Iterator[tuple[float, Any, dict[str, int]]]:
+    for changed, sizes in _variants(run, hardware, meshes_alone):
+        with contextlib.suppress(UsageError):  # Heads, experts or features that this mesh does not divide.
+            yield estimate(changed, sizes), changed, sizes
 
 
 def estimate(run: Any, sizes: Mapping[str, int]) -> float:
@@ -56,10 +89,20 @@ def estimate(run: Any, sizes: Mapping[str, int]) -> float:
     tokens = run.train.batch_size * run.train.seq_len / devices / run.train.accumulate
     kept, at_work = _features(run.model, sizes["tensor"])
     features = kept * passed(run, sizes) + at_work / form.micro_batches
+    state += _LAYER_BYTES * _largest_repeat(spec, sizes)
     if sizes["stage"] > 1:
         state += 4 * held(spec, sizes)  # The gradients of one tick, beside their sum.
         features += _TICK_ARRAYS * run.model.stacks[0].block.width * form.ticks / form.micro_batches
     return state + COMPUTE_BYTES * tokens * features + _LOGITS_BYTES
+
+
+def _largest_repeat(spec: Any, sizes: Mapping[str, int]) -> float:
+    """Parameters a device of one repeat of the largest group of layers, gathered over fsdp."""
+    gathered, groups = dict(sizes) | {"fsdp": 1, "stage": 1}, collections.defaultdict[str, float](float)
+    for path, p in tree.flatten(spec).items():
+        if p.axes[:1] == ("layers",):
+            groups[path.partition("/layer")[0]] += math.prod(p.shape[1:]) / rules.shards(p, gathered)
+    return max(groups.values(), default=0)
 
 
 def _features(model: Any, tensor: int) -> tuple[float, float]:
@@ -74,15 +117,16 @@ def _features(model: Any, tensor: int) -> tuple[float, float]:
     return kept.get(model.remat, block.width), 2 * whole
 
 
-def _variants(run: Any, hardware: Hardware) -> Iterator[tuple[Any, dict[str, int]]]:
-    remats = REMATS if hasattr(run.model, "remat") else (None,)
+def _variants(run: Any, hardware: Hardware, meshes_alone: bool) -> Iterator[tuple[Any, dict[str, int]]]:
+    remats = REMATS if hasattr(run.model, "remat") and not meshes_alone else (None,)
     rows = run.train.batch_size
     for mesh in _meshes(run, hardware):
         sizes = mesh.sizes(hardware.devices)
         parts = math.prod(sizes[a] for a in rules.BATCH_AXES) * (mesh.micro_batches or 1)
-        if rows % parts:
+        if rows % (parts * (run.train.accumulate if meshes_alone else 1)):
             continue
-        for micro, remat in itertools.product(_divisors(rows // parts), remats):
+        micros = [run.train.accumulate] if meshes_alone else _divisors(rows // parts)
+        for micro, remat in itertools.product(micros, remats):
             model = run.model if remat is None else dataclasses.replace(run.model, remat=remat)
             train = dataclasses.replace(run.train, accumulate=micro)
             yield dataclasses.replace(run, model=model, train=train, mesh=mesh), sizes
