@@ -3,10 +3,12 @@
 lm plan --experiment=llama_8b --hardware=v5p:4x4x4
 lm plan --experiment=llama_8b --hardware=h100:8 --search
 lm plan --experiment=gpt2_124m --hardware=h200:1 --set=train.batch_size=64 --price=3.5
+lm plan --experiment=llama_70b --hardware=h100:8 --decode=64:8192 --set=mesh.fsdp=1 --set=mesh.tensor=8
 
 Hardware is KIND:SHAPE: v4, v5p and tpu7x with three sides, v5e and v6e with two, two slices v6e:16x16*2; h100:8 and
-h200:64 in hosts of 8; cpu:8 for forced host devices, which have memory and collectives but no speed. Exit code 1: it
-does not fit.
+h200:64 in hosts of 8; cpu:8 for forced host devices, which have memory and collectives but no speed. --decode plans a
+step of generation with a cache, the weights in the compute type, instead of one of training. Exit code 1: it does not
+fit.
 """
 
 import dataclasses
@@ -26,6 +28,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("corpus", None, "the corpus whose tokenizer sets the vocabulary", flag_values=values)
     flags.DEFINE_string("out", None, "a folder for plan.json and plan.png", flag_values=values)
     flags.DEFINE_bool("search", False, "try meshes, rematerialisation and micro-batches", flag_values=values)
+    flags.DEFINE_string("decode", None, "ROWS[:CONTEXT], plan one token for so many rows", flag_values=values)
     flags.DEFINE_float("price", None, "of a chip-hour, in any currency", 0, flag_values=values)
     flags.DEFINE_float("tokens", None, "to train on; unset, those of the run", 1, flag_values=values)
 
@@ -36,17 +39,27 @@ def main(values: flags.FlagValues) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # Nothing runs here, whatever this machine has.
     run = load_run(experiment, value(values, "set"))
 
-    from lm.plan import hardware, report
+    from lm.plan import decode, hardware, report
 
     wanted = hardware.parse(name)
-    if value(values, "search") and wanted.chip is None:
+    search, tokens, decoding = (value(values, flag) for flag in ("search", "tokens", "decode"))
+    if search and wanted.chip is None:
         raise UsageError(f"--search ranks by speed, and {name} has none: name a chip")
+    if decoding and (search or tokens):
+        raise UsageError("--search and --tokens are for training: leave them out with --decode")
+    rows = decode.parse(decoding, run) if decoding else ()
     run = _with_vocabulary(run, value(values, "corpus"))
     run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, slices=wanted.slices))
-    plan = report.make(run, wanted, hardware.describe(wanted), value(values, "search"), value(values, "tokens"))
-    print(report.text(plan, experiment, value(values, "price")))
+    devices, price = hardware.describe(wanted), value(values, "price")
+    if rows:
+        step = decode.make(run, wanted, devices, *rows)
+        plan, text, numbers = step.plan, decode.text(step, experiment, price), decode.to_json(step, experiment, price)
+    else:
+        plan = report.make(run, wanted, devices, search, tokens)
+        text, numbers = report.text(plan, experiment, price), report.to_json(plan, experiment, price)
+    print(text)
     if out := value(values, "out"):
-        report.write(plan, out, experiment, value(values, "price"))
+        report.write(out, numbers, report.draw(plan, experiment))
         print(f"{os.path.join(out, 'plan.json')}, plan.png")
     return 0 if plan.fits else 1
 

@@ -122,6 +122,10 @@ def _trips(bodies, line):
     condition = line.partition("condition=%")[2].partition(",")[0]
     bounds = [int(n) for inner in bodies.get(condition, ()) for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", inner)]
     if not bounds:
+        body = line.partition("body=%")[2].partition(",")[0]
+        # A kernel's own loop, on one device.
+        if not any(_INSTRUCTION.search(inner) for inner, _ in _executed(bodies, body, 1)):
+            return 1
         raise ValueError(f"nothing says how often this loop runs: {line.strip()[:200]}")
     return max(bounds)
 

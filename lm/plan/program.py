@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from lm.train import loop
 from lm.train.run import resolve
 
 DOCUMENT_TOKENS = 512  # Of the text that stands in for a corpus: its content decides nothing of a program.
+_UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Program:
     """
 
     memory: dict[str, float]
-    donated: bool  # Every byte of the state is given to the step.
+    donated: bool | None  # Every byte of the state is given to the step; not known of a program that does not fit.
     lower_s: float
     compile_s: float
     text: str | None
@@ -58,40 +61,78 @@ def compile_step(run: Any, mesh: jax.sharding.Mesh) -> Program:
     state, _, step = loop.prepare(run, mesh)
     batch = batch_shapes(run, mesh)
     rate, key = jax.ShapeDtypeStruct((), jnp.float32), jax.eval_shape(lambda: keys.run_key(0))
-    started = time.monotonic()
-    lowered = under(mesh, step.lower, run.mesh)(state, batch, rate, key)  # type: ignore[attr-defined]  # It is jitted.
-    lower_s = time.monotonic() - started
-    with quiet.libraries():  # Its warnings are about memory, of which more is said below.
-        compiled = lowered.compile()
-    compile_s = time.monotonic() - started - lower_s
-    stats = compiled.memory_analysis()
+    lower = under(mesh, step.lower, run.mesh)  # type: ignore[attr-defined]  # It is jitted.
+    compiled = compile_timed(lambda: lower(state, batch, rate, key), _bytes((state, batch)))
     held = {name: float(_bytes(part)) for name, part in (("parameters", state.params), ("optimizer", state.optimizer))}
     held["other state"] = float(_bytes(state)) - sum(held.values())
     held["batch"] = float(_bytes(batch))
-    left = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    gradients = min(held["parameters"], stats.temp_size_in_bytes)
+    gradients = min(held["parameters"], compiled.temporary_bytes)
     memory = held | {
         "gradients": gradients,
-        "activations and temporaries": float(stats.temp_size_in_bytes - gradients + left),
-        "program": float(stats.generated_code_size_in_bytes),
+        "activations and temporaries": compiled.temporary_bytes - gradients,
+        "program": compiled.code_bytes,
     }
     # Scalars may be returned beside; the state itself must not be there twice.
-    donated = stats.alias_size_in_bytes >= 0.99 * _bytes((state.params, state.optimizer))
-    return Program(memory, donated, lower_s, compile_s, _text(compiled))
+    return compiled.program(memory, 0.99 * _bytes((state.params, state.optimizer)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says; where it gave up for want of memory, the temporaries that it at least needs."""
+
+    temporary_bytes: float
+    code_bytes: float
+    donated_bytes: float | None
+    text: str | None
+    lower_s: float
+    compile_s: float
+
+    def program(self, memory: dict[str, float], state_bytes: float) -> Program:
+        donated = None if self.donated_bytes is None else self.donated_bytes >= state_bytes
+        return Program(memory, donated, self.lower_s, self.compile_s, self.text)
+
+
+def compile_timed(lower: Callable[[], Any], given_bytes: float) -> Compiled:
+    """Lowers and compiles a program to which so many bytes are given, with the seconds that it takes."""
+    started = time.monotonic()
+    lowered = lower()
+    lower_s = time.monotonic() - started
+    try:
+        with quiet.libraries():  # Its warnings are about memory, of which a plan says more.
+            executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        # A TPU's compiler makes no program that does not fit. What it calls temporaries counts what is given too: seen
+        # of programs that it makes for a chip with more memory.
+        needed = re.search(r"HLO temporaries \(([\d.]+)([MGT])\)", str(error))
+        if needed is None:
+            raise
+        temporary_bytes = max(0.0, float(needed[1]) * _UNITS[needed[2]] - given_bytes)
+        return Compiled(temporary_bytes, 0.0, None, None, lower_s, time.monotonic() - started - lower_s)
+    compile_s = time.monotonic() - started - lower_s
+    stats = executable.memory_analysis()
+    left = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return Compiled(
+        float(stats.temp_size_in_bytes + left),
+        float(stats.generated_code_size_in_bytes),
+        float(stats.alias_size_in_bytes),
+        _text(executable),
+        lower_s,
+        compile_s,
+    )
+
+
+def _text(executable: Any) -> str | None:
+    try:
+        with quiet.libraries():
+            return executable.as_text()
+    except jax.errors.JaxRuntimeError:  # A libtpu newer than jaxlib writes instructions that this cannot read.
+        return None
 
 
 def _bytes(tree: Any) -> int:
     """Of the leaves' shards on one device."""
     shapes = ((x.sharding.shard_shape(x.shape) if x.sharding else x.shape, x.dtype) for x in jax.tree.leaves(tree))
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes)
-
-
-def _text(compiled: Any) -> str | None:
-    try:
-        with quiet.libraries():
-            return compiled.as_text()
-    except jax.errors.JaxRuntimeError:  # A libtpu newer than jaxlib writes instructions that this cannot read.
-        return None
 
 
 @dataclasses.dataclass(frozen=True)

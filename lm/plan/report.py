@@ -103,29 +103,39 @@ def _compile(run, hardware, devices, batch, tokens, ranked) -> Plan:
 
 def text(plan: Plan, name: str, price: float | None) -> str:
     """For a terminal."""
-    from rich.console import Console
-
-    out = io.StringIO()
-    console = Console(file=out, width=110, highlight=False, soft_wrap=True)
-    run, hardware = plan.run, plan.hardware
-    console.print(f"{name} ({_size(run)}) on {hardware.name}: {hardware.chips} chips, mesh {_mesh(plan.sizes)}")
+    console, out = terminal(plan, name)
+    run = plan.run
     batch = f"{run.train.batch_size} rows of {run.train.seq_len}"
     console.print(f"{batch}, {run.train.accumulate} micro-batches, remat {getattr(run.model, 'remat', 'none')}\n")
-    _print_memory(console, plan)
+    print_memory(console, plan)
     if plan.line is not None:
         _print_time(console, plan, plan.line, price)
-    _print_collectives(console, plan)
+    print_collectives(console, plan)
     if plan.ranked:
         _print_ranked(console, plan)
     for note in plan.notes:
         console.print(note)
-    compiled = plan.program
-    console.print(f"lowered in {compiled.lower_s:.1f} s, compiled in {compiled.compile_s:.1f} s")
+    return ended(console, out, plan)
+
+
+def terminal(plan: Plan, name: str) -> tuple[Any, io.StringIO]:
+    """(a console, what is printed on it), with the plan's first line."""
+    from rich.console import Console
+
+    out, hardware = io.StringIO(), plan.hardware
+    console = Console(file=out, width=110, highlight=False, soft_wrap=True)
+    console.print(f"{name} ({_size(plan.run)}) on {hardware.name}: {hardware.chips} chips, mesh {_mesh(plan.sizes)}")
+    return console, out
+
+
+def ended(console: Any, out: io.StringIO, plan: Plan) -> str:
+    """What was printed, after the plan's last line."""
+    console.print(f"lowered in {plan.program.lower_s:.1f} s, compiled in {plan.program.compile_s:.1f} s")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def to_json(plan: Plan, name: str, price: float | None) -> dict[str, Any]:
-    """Every number of the plan."""
+def common_json(plan: Plan, name: str) -> dict[str, Any]:
+    """What a step of training and one of decoding both have."""
     line = plan.line
     return {
         "experiment": name,
@@ -136,10 +146,21 @@ def to_json(plan: Plan, name: str, price: float | None) -> dict[str, Any]:
         "device_bytes": None if math.isinf(plan.room_bytes) else plan.room_bytes,
         "needed_bytes": plan.program.total_bytes,
         "memory_bytes": plan.program.memory,
-        "state_donated": plan.program.donated,
         "parameters": params.count(plan.run.model.spec()),
         "seconds": None if line is None else line.seconds | {"step": line.step_s},
         "bound": None if line is None else line.bound,
+        "sent_bytes_by_formula": plan.sent,
+        "collectives": None if plan.found is None else [dataclasses.asdict(c) for c in plan.found],
+        "compile_s": plan.program.compile_s,
+        "config": config.to_json(plan.run),
+    }
+
+
+def to_json(plan: Plan, name: str, price: float | None) -> dict[str, Any]:
+    """Every number of the plan."""
+    line = plan.line
+    return common_json(plan, name) | {
+        "state_donated": plan.program.donated,
         "tokens_per_second": None if line is None else _range(line.tokens_per_second),
         "mfu": None if line is None else _range(line.mfu),
         "mfu_full_attention": None if line is None else _range(line.mfu_full),
@@ -148,21 +169,17 @@ def to_json(plan: Plan, name: str, price: float | None) -> dict[str, Any]:
         "tokens": plan.tokens,
         "training_seconds": None if line is None else plan.tokens / line.tokens_per_second,
         "cost": None if line is None or price is None else _cost(plan, line, price),
-        "sent_bytes_by_formula": plan.sent,
-        "collectives": None if plan.found is None else [dataclasses.asdict(c) for c in plan.found],
         "notes": plan.notes,
-        "compile_s": plan.program.compile_s,
-        "config": config.to_json(plan.run),
     }
 
 
-def write(plan: Plan, folder: str, name: str, price: float | None) -> None:
+def write(folder: str, numbers: dict[str, Any], figure: Any) -> None:
     """plan.json and plan.png in `folder`."""
     out = files.path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    files.write_json(out / "plan.json", to_json(plan, name, price))
+    files.write_json(out / "plan.json", numbers)
     picture = io.BytesIO()
-    draw(plan, name).savefig(picture, dpi=130)
+    figure.savefig(picture, dpi=130)
     files.write_bytes(out / "plan.png", picture.getvalue())
 
 
@@ -189,7 +206,8 @@ def draw(plan: Plan, name: str) -> Any:
     return figure
 
 
-def _print_memory(console: Any, plan: Plan) -> None:
+def print_memory(console: Any, plan: Plan) -> None:
+    """Bytes of a device by what they hold, and whether it has them."""
     for part, held in plan.program.memory.items():
         console.print(f"  {part:<28} {_bytes(held):>13} a device")
     total, room = plan.program.total_bytes, plan.room_bytes
@@ -197,15 +215,21 @@ def _print_memory(console: Any, plan: Plan) -> None:
     verdict = "fits" if plan.fits else f"does not fit, {(total - free) / GB:.2f} GB too much"
     verdict = "" if math.isinf(room) else f" of {room / GB:.1f}, {free / GB:.1f} of them to be had: {verdict}"
     console.print(f"  {'together':<28} {_bytes(total):>13}{verdict}")
-    if not plan.program.donated:
-        console.print("  the state is not given to the step whole: it is in memory twice")
+    if plan.program.donated is False:
+        console.print("  what the step replaces is not given to it whole: it is in memory twice")
     console.print()
 
 
-def _print_time(console: Any, plan: Plan, line: roofline.Roofline, price: float | None) -> None:
+def print_parts(console: Any, line: roofline.Roofline) -> None:
+    """The step's seconds, part by part, in milliseconds where it has few."""
+    scale, unit = (1, "s") if line.step_s >= 0.1 else (1e3, "ms")
     for part, seconds in line.seconds.items():
-        console.print(f"  {part:<28} {seconds:10.4f} s  {seconds / line.step_s:6.1%}")
-    console.print(f"  {'step':<28} {line.step_s:10.4f} s, bound by {line.bound}\n")
+        console.print(f"  {part:<28} {scale * seconds:10.4f} {unit}  {seconds / line.step_s:6.1%}")
+    console.print(f"  {'step':<28} {scale * line.step_s:10.4f} {unit}, bound by {line.bound}\n")
+
+
+def _print_time(console: Any, plan: Plan, line: roofline.Roofline, price: float | None) -> None:
+    print_parts(console, line)
     low, high = _range(line.tokens_per_second)
     each = line.tokens_per_second / line.chips
     console.print(f"{line.tokens_per_second:,.0f} tokens/s ({low:,.0f} to {high:,.0f}), {each:,.0f} a chip")
@@ -218,13 +242,16 @@ def _print_time(console: Any, plan: Plan, line: roofline.Roofline, price: float 
     console.print(f"{plan.tokens:.3g} tokens take {days:,.2f} days{cost}\n")
 
 
-def _print_collectives(console: Any, plan: Plan) -> None:
+def print_collectives(console: Any, plan: Plan) -> None:
+    """What each device sends, by formula and in the compiled program."""
     if not plan.sent and not plan.found:
         return
     formula = ", ".join(f"{axis} {_bytes(sent)}" for axis, sent in plan.sent.items()) or "nothing"
     console.print(f"sent by each device in a step, by formula: {formula}")
     if plan.found is None:
-        console.print("(the compiled program cannot be read back by this jaxlib, so its collectives were not counted)")
+        read, made = "cannot be read back by this jaxlib", "was not made: its memory is the least that it needs"
+        reason = made if plan.program.donated is None else read
+        console.print(f"(the compiled program {reason}; so its collectives were not counted)")
     for c in plan.found or ():
         console.print(f"  {c.kind:<20} over {'+'.join(c.axes) or 'none':<14} {c.count:5} x, {_bytes(c.sent_bytes):>10}")
     console.print()
@@ -245,8 +272,8 @@ def _bytes(number: float) -> str:
 
 
 def _settings(mesh: Any) -> str:
-    given = {a: getattr(mesh, a) for a in rules.MESH_AXES if a != "data"}
-    return " ".join(f"--set=mesh.{a}={n}" for a, n in given.items() if n > 1) or "--set=mesh.fsdp=1"
+    given = {a: getattr(mesh, a) for a in (*rules.MESH_AXES, "micro_batches") if a != "data"}
+    return " ".join(f"--set=mesh.{a}={n}" for a, n in given.items() if (n or 1) > 1) or "--set=mesh.fsdp=1"
 
 
 def _range(value: float) -> list[float]:

@@ -96,10 +96,10 @@ def roofline(run: Any, hardware: Hardware, sizes: Mapping[str, int], batch: Mapp
 
 def communication(run: Any, spec: Any, hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, float]:
     """Seconds of each mesh axis's collectives, were nothing hidden; bytes by the formulas of `sent_bytes`."""
-    links, times = _links(hardware, sizes), counts(run, sizes)
+    rates, times = links(hardware, sizes), counts(run, sizes)
     assert hardware.chip is not None
     return {
-        axis: sent / links[axis][0] + times[axis] * links[axis][1] * hardware.chip.hop_s
+        axis: sent / rates[axis][0] + times[axis] * rates[axis][1] * hardware.chip.hop_s
         for axis, sent in sent_bytes(run, spec, sizes).items()
         if sent
     }
@@ -108,7 +108,7 @@ def communication(run: Any, spec: Any, hardware: Hardware, sizes: Mapping[str, i
 def counts(run: Any, sizes: Mapping[str, int]) -> dict[str, int]:
     """How many collectives of each mesh axis wait for one another in a step: every one pays for its hops."""
     form, micro = schedule(run, sizes), run.train.accumulate
-    layers, routed = (round(form.micro_batches * n) for n in (passed(run, sizes), passed(run, sizes, _is_routed)))
+    layers, routed = (round(form.micro_batches * n) for n in (passed(run, sizes), passed(run, sizes, is_routed)))
     return {
         "stage": (2 * form.ticks + 4) * len(_staged(run.model)) * micro,
         "fsdp": 3 * layers * micro,
@@ -140,20 +140,20 @@ def sent_bytes(run: Any, spec: Any, sizes: Mapping[str, int]) -> dict[str, float
     tokens = run.train.batch_size * run.train.seq_len / math.prod(sizes[a] for a in (*BATCH_AXES, "seq"))
     ring = {axis: (n - 1) / n for axis, n in sizes.items()}
     stream = compute * tokens * getattr(run.model, "width", 0)
-    layers, leaves = passed(run, sizes), _leaves(spec)
+    layers, kernels = passed(run, sizes), leaves(spec)
     gathered = sum(
         math.prod(p.shape) / shards(p, dict(sizes), but="fsdp") * (form.ticks / form.rounds if _is_staged(p) else 1)
-        for p in leaves
-        if _on(p, "fsdp")
+        for p in kernels
+        if lies_on(p, "fsdp")
     )
     permuted = 2 * form.ticks / form.micro_batches + 6 * ring["stage"] if sizes["stage"] > 1 else 0
     return {
-        "stage": stream * permuted * len(_staged(run.model)) + micro * (compute + 4) * _dealt(leaves, form, sizes),
+        "stage": stream * permuted * len(_staged(run.model)) + micro * (compute + 4) * _dealt(kernels, form, sizes),
         "fsdp": micro * ring["fsdp"] * gathered * (2 * compute + 4),
-        "data": 2 * 4 * sum(_reduced(p, sizes) for p in leaves),
+        "data": 2 * 4 * sum(_reduced(p, sizes) for p in kernels),
         "tensor": 8 * ring["tensor"] * stream * layers,
         "seq": 3 * 2 * ring["seq"] * compute * tokens * sizes["seq"] * _key_features(run.model) * layers,
-        "expert": 3 * 2 * ring["expert"] * sizes["expert"] * stream * passed(run, sizes, _is_routed),
+        "expert": 3 * 2 * ring["expert"] * sizes["expert"] * stream * passed(run, sizes, is_routed),
     }
 
 
@@ -170,14 +170,14 @@ def passed(run: Any, sizes: Mapping[str, int], counted: Callable[[Any], bool] = 
     )
 
 
-def _dealt(leaves: list[Param], form: Schedule, sizes: Mapping[str, int]) -> float:
+def _dealt(kernels: list[Param], form: Schedule, sizes: Mapping[str, int]) -> float:
     """Parameters that leave a device where several rounds need others than it holds, see lm.layers.pipeline: the
     partitioner makes them whole over "fsdp" for the exchange inside groups of stages, not for the permutation."""
     if form.rounds == 1:
         return 0.0
     met = min(form.stages, form.rounds)
     own, whole = (
-        sum(math.prod(p.shape) / shards(p, dict(sizes), but=axis) for p in leaves if _is_staged(p))
+        sum(math.prod(p.shape) / shards(p, dict(sizes), but=axis) for p in kernels if _is_staged(p))
         for axis in ("", "fsdp")
     )
     return whole * (met - 1) / met + own * (met < form.stages)
@@ -192,7 +192,7 @@ def _is_staged(p: Param) -> bool:
     return p.axes[0] == "layers" and p.shape[0] > 1
 
 
-def _is_routed(layer: Any) -> bool:
+def is_routed(layer: Any) -> bool:
     return layer.experts is not None
 
 
@@ -208,7 +208,7 @@ def _exposed(times: Mapping[str, float], compute: float) -> dict[str, float]:
     return shown
 
 
-def _links(hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+def links(hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, tuple[float, float]]:
     """{mesh axis: (bytes a second that a device sends along it, hops around it)}.
 
     In a torus an axis has as many of its links as it has devices.
@@ -219,13 +219,13 @@ def _links(hardware: Hardware, sizes: Mapping[str, int]) -> dict[str, tuple[floa
         return {axis: _switched(chip, sizes, axis, hardware) for axis in sizes}
     within = {a: n // hardware.slices if a == "data" else n for a, n in sizes.items()}
     total = math.log(max(2, math.prod(within.values())))
-    links = {}
+    rates = {}
     for axis, n in within.items():
         spanned = min(chip.torus_axes, max(1.0, chip.torus_axes * math.log(max(2, n)) / total))
-        links[axis] = chip.axis_rate / chip.devices * spanned, spanned * n ** (1 / spanned) / 2  # Both ways around.
+        rates[axis] = chip.axis_rate / chip.devices * spanned, spanned * n ** (1 / spanned) / 2  # Both ways around.
     if hardware.slices > 1:
-        links["data"] = chip.network_rate / chip.devices, hardware.slices
-    return links
+        rates["data"] = chip.network_rate / chip.devices, hardware.slices
+    return rates
 
 
 def _switched(chip: Chip, sizes: Mapping[str, int], axis: str, hardware: Hardware) -> tuple[float, float]:
@@ -244,7 +244,7 @@ def _switched(chip: Chip, sizes: Mapping[str, int], axis: str, hardware: Hardwar
 def _traffic(spec: Any, tokens: int, again: str) -> float:
     """Bytes of activations that products read and write: their inputs and outputs, three times, four with a second
     forward pass."""
-    features = sum(p.passes * _copies(p) * (p.fan_in + _outputs(p)) for p in _leaves(spec) if p.role == "matrix")
+    features = sum(p.passes * _copies(p) * (p.fan_in + _outputs(p)) for p in leaves(spec) if p.role == "matrix")
     return (4 if again == "full" else 3) * COMPUTE_BYTES * tokens * features
 
 
@@ -270,20 +270,20 @@ def _filled(model: Any) -> float:
 
 def held(spec: Any, sizes: Mapping[str, int]) -> float:
     """Parameters on each device."""
-    return sum(math.prod(p.shape) / shards(p, dict(sizes)) for p in _leaves(spec))
+    return sum(math.prod(p.shape) / shards(p, dict(sizes)) for p in leaves(spec))
 
 
-def _leaves(spec: Any) -> list[Param]:
+def leaves(spec: Any) -> list[Param]:
     return list(tree.flatten(spec).values())
 
 
 def _reduced(p: Param, sizes: Mapping[str, int]) -> float:
     """Numbers of a gradient that leave a device, each way, on the way around those that hold the same shard of it."""
-    same = math.prod(sizes[a] for a in ("data", "expert", "seq") if not _on(p, a))
+    same = math.prod(sizes[a] for a in ("data", "expert", "seq") if not lies_on(p, a))
     return math.prod(p.shape) / shards(p, dict(sizes)) * (same - 1) / same
 
 
-def _on(p: Param, mesh_axis: str) -> bool:
+def lies_on(p: Param, mesh_axis: str) -> bool:
     return any(mesh_axis in RULES[axis] for axis in p.axes)
 
 

@@ -37,6 +37,15 @@ def test_a_plan_for_host_devices_has_memory_and_collectives_and_no_speed(tmp_pat
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
 
+def test_a_plan_of_decoding_has_weights_cache_and_temporaries(tmp_path):
+    sizes = ("--set=mesh.tensor=2", "--set=mesh.fsdp=1", "--set=model.vocab_size=128", "--decode=16:32")
+    out, found = plan(tmp_path, f"--experiment={TINY}", "--hardware=cpu:8", *sizes)
+    assert "one token for 16 rows of up to 32" in out and found["decode"] == {"rows": 16, "context": 32}
+    assert {"weights", "cache", "temporaries"} <= set(found["memory_bytes"])
+    assert found["cache_donated"] and found["tokens_per_second"] is None
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     "arguments,words",
     [
@@ -45,6 +54,8 @@ def test_a_plan_for_host_devices_has_memory_and_collectives_and_no_speed(tmp_pat
         (["--hardware=cpu:8", "--search"], "ranks by speed"),
         (["--hardware=h100:8", "--set=data.tokenizer=char"], "does not say how many ids"),
         ([], "--hardware is missing"),
+        (["--hardware=cpu:8", "--decode=8:x"], "ROWS:CONTEXT"),
+        (["--hardware=h100:8", "--decode=8", "--search"], "leave them out with --decode"),
     ],
     ids=str,
 )
@@ -88,6 +99,28 @@ def test_tpus_in_stages_send_what_the_formulas_say(tmp_path):
     assert sum(sent["stage",].values()) == pytest.approx(found["sent_bytes_by_formula"]["stage"], rel=0.1)
     assert sum(sent["fsdp",].values()) == pytest.approx(found["sent_bytes_by_formula"]["fsdp"], rel=0.05)
     assert found["state_donated"]
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("decode", [(), ("--decode=64",)], ids=["training", "decoding"])
+def test_what_a_tpus_compiler_refuses_does_not_fit(tmp_path, decode):
+    mesh = ("--set=mesh.fsdp=1", "--set=mesh.tensor=8") if decode else ("--set=mesh.fsdp=8",)
+    arguments = ("--experiment=llama_8b", "--hardware=v5e:2x4", "--set=train.batch_size=64", *mesh, *decode)
+    out, found = plan(tmp_path, *arguments, code=1)
+    assert "does not fit" in out and "was not made" in out
+    assert not found["fits"] and found["needed_bytes"] > found["device_bytes"] and found["collectives"] is None
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_decoding_on_tpus_is_bound_by_memory(tmp_path):
+    arguments = ("--experiment=llama_8b", "--hardware=v5e:2x4", "--set=mesh.fsdp=1", "--set=mesh.tensor=8")
+    out, found = plan(tmp_path, *arguments, "--decode=16", "--price=1.2")
+    assert found["bound"] in ("weights", "cache") and "a million cost" in out
+    assert found["memory_bytes"]["weights"] == pytest.approx(2 * found["parameters"] / 8, rel=0.01)
+    sent = sum(c["sent_bytes"] for c in found["collectives"])
+    assert sent == pytest.approx(found["sent_bytes_by_formula"]["tensor"], rel=0.05)
 
 
 @pytest.mark.slow
