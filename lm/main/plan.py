@@ -3,7 +3,7 @@
 lm plan --experiment=llama_8b --hardware=v5p:4x4x4
 lm plan --experiment=llama_8b --hardware=h100:8 --search
 lm plan --experiment=gpt2_124m --hardware=h200:1 --set=train.batch_size=64 --price=3.5
-lm plan --experiment=llama_70b --hardware=h100:8 --decode=64:8192 --set=mesh.fsdp=1 --set=mesh.tensor=8
+lm plan --experiment=llama_70b --hardware=h100:8 --decode=64:8192
 
 Hardware is KIND:SHAPE: v4, v5p and tpu7x with three sides, v5e and v6e with two, two slices v6e:16x16*2; h100:8 and
 h200:64 in hosts of 8; cpu:8 for forced host devices, which have memory and collectives but no speed. --decode plans a

@@ -11,8 +11,8 @@ from jax.sharding import AxisType
 from lm.core.errors import UsageError, check_choice
 from lm.parallel.rules import MESH_AXES
 
-# By name, the axes that have several devices: fsdp takes those of a slice that are left, the others 2 unless told. What
-# stands for "auto" is chosen by lm.plan.search.
+# By name, the axes that have several devices: fsdp takes those of a slice that are left, the others 2 unless told.
+# "auto" stands, where no axis is given, for what lm.plan.search chooses.
 PRESETS: dict[str, tuple[str, ...]] = {
     "": (),
     "dp": (),
@@ -50,6 +50,8 @@ class Mesh:
             if value is not None and value < 1:
                 raise UsageError(f"mesh.{name}={value} must be at least 1")
         check_choice("mesh.preset", self.preset, PRESETS)
+        if self.preset == "auto" and any((getattr(self, a) or 1) > 1 for a in MESH_AXES):
+            object.__setattr__(self, "preset", "")  # Nothing is left to choose.
         if self.preset:
             self._check_preset()
             for axis in set(PRESETS[self.preset]) - {"fsdp"}:

@@ -1,5 +1,6 @@
 """One step of cached decoding, a token a row, compiled for devices that need not exist, and its time by formula."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -12,10 +13,11 @@ from lm.core import params as specs
 from lm.core.errors import UsageError
 from lm.core.params import Param
 from lm.parallel import options, rules
-from lm.parallel.mesh import under
+from lm.parallel.mesh import Mesh, under
 from lm.plan import collectives, program, report
 from lm.plan.hardware import Hardware
 from lm.plan.roofline import MEMORY_SHARE, Roofline, is_routed, leaves, lies_on, links
+from lm.plan.search import FREE
 
 _COMPUTED = ("embedding", "matrix", "head")  # Roles of the parameters that are held in the compute type.
 
@@ -42,6 +44,8 @@ def make(run: Any, hardware: Hardware, devices: list[jax.Device], rows: int, con
     model = run.model
     if not hasattr(model, "cache_spec"):
         raise UsageError(f"--decode continues text with a cache, which {type(model).__name__} does not have")
+    if run.mesh.preset == "auto":
+        run = dataclasses.replace(run, mesh=_fastest(run, hardware, rows, context))
     sizes = run.mesh.sizes(len(devices))
     if sizes["seq"] > 1:
         raise UsageError(f"--decode has one token a row, for mesh.seq={sizes['seq']} none to divide: leave it out")
@@ -50,8 +54,7 @@ def make(run: Any, hardware: Hardware, devices: list[jax.Device], rows: int, con
         axes = " x ".join(f"{a}={sizes[a]}" for a in rules.BATCH_AXES if sizes[a] > 1)
         raise UsageError(f"--decode={rows}: the rows do not divide over {axes}: take a multiple of {parts}")
     spec = held_spec(model)
-    # An encoder has read as many tokens as its decoder may write.
-    cache = model.cache_spec(rows, context, *([context] if hasattr(model, "encode") else []))
+    cache = _cache(model, rows, context)
     mesh = run.mesh.build(devices)
     compiled = _compile(run, mesh, spec, cache, rows)
     sent = {axis: n for axis, n in sent_bytes(model, spec, sizes, rows).items() if n}
@@ -68,6 +71,30 @@ def make(run: Any, hardware: Hardware, devices: list[jax.Device], rows: int, con
         notes=[],
     )
     return Decoding(rows, context, plan)
+
+
+def _cache(model: Any, rows: int, context: int) -> Any:
+    # An encoder has read as many tokens as its decoder may write.
+    return model.cache_spec(rows, context, *([context] if hasattr(model, "encode") else []))
+
+
+def _fastest(run: Any, hardware: Hardware, rows: int, context: int) -> Mesh:
+    """Of those that divide heads and features over more and more devices, and rows over the rest, that which is the
+    fastest by formula with weights and cache in memory; where they never are, that which holds the least."""
+    spec, cache, chip = held_spec(run.model), _cache(run.model, rows, context), hardware.chip
+    if chip is None:
+        return Mesh(slices=hardware.slices)
+    found = []
+    for i in range((hardware.devices // hardware.slices).bit_length()):
+        mesh = Mesh(tensor=2**i, slices=hardware.slices)
+        with contextlib.suppress(UsageError):
+            sizes = mesh.sizes(hardware.devices)
+            held = sum(_bytes(p, sizes) for p in (*leaves(spec), *leaves(cache)))
+            room = FREE * chip.memory_bytes / chip.devices
+            sent = {axis: n for axis, n in sent_bytes(run.model, spec, sizes, rows).items() if n}
+            seconds = line(run.model, hardware, sizes, rows, spec, cache, sent).step_s
+            found.append((max(held, room), seconds, mesh))
+    return min(found, key=lambda f: f[:2])[2] if found else Mesh(slices=hardware.slices)
 
 
 def held_spec(model: Any) -> Any:

@@ -273,7 +273,7 @@ def _bytes(number: float) -> str:
 
 def _settings(mesh: Any) -> str:
     given = {a: getattr(mesh, a) for a in (*rules.MESH_AXES, "micro_batches") if a != "data"}
-    return " ".join(f"--set=mesh.{a}={n}" for a, n in given.items() if (n or 1) > 1) or "--set=mesh.fsdp=1"
+    return " ".join(f"--set=mesh.{a}={n}" for a, n in given.items() if (n or 1) > 1) or "--set=mesh.preset=dp"
 
 
 def _range(value: float) -> list[float]:

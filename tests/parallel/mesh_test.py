@@ -46,6 +46,10 @@ def test_a_preset_gives_fsdp_the_devices_that_are_left_and_its_other_axis_two(me
     assert {a: n for a, n in mesh.sizes(16).items() if n > 1} == sizes
 
 
+def test_what_is_given_leaves_nothing_to_choose():
+    assert Mesh(preset="auto", fsdp=4).preset == "" and Mesh(preset="auto").preset == "auto"
+
+
 def test_a_preset_refuses_an_axis_that_it_does_not_have():
     with pytest.raises(UsageError, match="mesh.tensor=2 is no axis of mesh.preset=fsdp_cp"):
         Mesh(preset="fsdp_cp", tensor=2)
