@@ -76,6 +76,11 @@ def _compile(run, hardware, devices, batch, tokens, ranked) -> Plan:
     sizes = run.mesh.sizes(len(devices))
     rules.partition(("batch",), (run.train.batch_size // run.train.accumulate,), sizes)
     mesh, notes = run.mesh.build(devices), []
+    if search.padded(run.model, hardware, sizes["fsdp"]):
+        notes.append(
+            f"fsdp={sizes['fsdp']} leaves a device {run.model.width / sizes['fsdp']:g} of {run.model.width} features, no "
+            f"multiple of a TPU's {search.LANES} lanes: arrays are padded, and parameters gathered by reductions"
+        )
     try:
         compiled = program.compile_step(run, mesh)
     except RuntimeError as error:

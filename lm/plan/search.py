@@ -12,6 +12,7 @@ import jax
 
 from lm.core import tree
 from lm.core.errors import UsageError
+from lm.layers.attention_splash import LANES
 from lm.parallel import chips, rules
 from lm.parallel.mesh import Mesh
 from lm.plan import program
@@ -146,9 +147,18 @@ def _meshes(run: Any, hardware: Hardware) -> Iterator[Mesh]:
         (n for n in powers if n <= 16), (n for n in powers if experts % n == 0), (n for n in powers if n <= longest)
     ):
         for fsdp, (stage, micro_batches) in itertools.product(powers, stages):
-            if within % (tensor * expert * seq * fsdp * stage) == 0:
+            if within % (tensor * expert * seq * fsdp * stage) == 0 and not padded(run.model, hardware, fsdp):
                 sizes = {"fsdp": fsdp, "tensor": tensor, "expert": expert, "seq": seq, "stage": stage}
                 yield Mesh(**sizes, micro_batches=micro_batches, slices=hardware.slices)
+
+
+def padded(model: Any, hardware: Hardware, fsdp: int) -> bool:
+    """Whether a device's share of a kernel's features fills no whole row of lanes.
+
+    TPUs pad it there, and their compiler then gathers and scatters by whole reductions: twice the bytes, at twice the
+    memory (llama_8b on v5e:16x16, 7.9 GB a device over fsdp=32, more than 17 over 128).
+    """
+    return bool(hardware.chip and hardware.chip.torus_axes) and fsdp > 1 and model.width % (LANES * fsdp) != 0
 
 
 def _divides(model: Any, stages: int) -> bool:
