@@ -77,9 +77,10 @@ def _compile(run, hardware, devices, batch, tokens, ranked) -> Plan:
     rules.partition(("batch",), (run.train.batch_size // run.train.accumulate,), sizes)
     mesh, notes = run.mesh.build(devices), []
     if search.padded(run.model, hardware, sizes["fsdp"]):
+        share = f"{run.model.width / sizes['fsdp']:g} of {run.model.width} features"
         notes.append(
-            f"fsdp={sizes['fsdp']} leaves a device {run.model.width / sizes['fsdp']:g} of {run.model.width} features, no "
-            f"multiple of a TPU's {search.LANES} lanes: arrays are padded, and parameters gathered by reductions"
+            f"fsdp={sizes['fsdp']} leaves a device {share}, no multiple of a TPU's {search.LANES} lanes: arrays are "
+            "padded, and parameters gathered by reductions"
         )
     try:
         compiled = program.compile_step(run, mesh)
