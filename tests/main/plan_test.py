@@ -65,6 +65,20 @@ def test_what_cannot_be_planned_is_refused(arguments, words, capfd):
 
 
 @pytest.mark.slow
+def test_training_takes_the_planned_step_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    source = "--source=synthetic:markov?symbols=8&tokens=9000"
+    assert start("corpus", source, "--tokenizer=char", f"--out={tmp_path / 'corpus'}").wait(100) == 0
+    arguments = (f"--experiment={TINY}", f"--corpus={tmp_path / 'corpus'}", "--set=mesh.fsdp=2", "--set=train.steps=2")
+    plan(tmp_path, *arguments, "--hardware=cpu:8")
+    (step,) = (tmp_path / "cache").glob("jit_step-*-cache")
+    assert start("train", *arguments, f"--workdir={tmp_path / 'run'}", devices=8).wait(300) == 0
+    assert list((tmp_path / "cache").glob("jit_step-*-cache")) == [step]
+    assert list((tmp_path / "cache").glob("jit_new-*-cache"))  # What was not planned is added.
+
+
+@pytest.mark.slow
 @needs_cuda
 @pytest.mark.parametrize("axis", ["fsdp", "data"])
 def test_gpus_send_what_the_formulas_say(tmp_path, axis):
