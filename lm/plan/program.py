@@ -15,7 +15,7 @@ from lm.core import keys, quiet
 from lm.data.stream import Stream
 from lm.parallel import rules
 from lm.parallel.mesh import under
-from lm.train import loop
+from lm.train import loop, offload
 from lm.train.run import resolve
 
 DOCUMENT_TOKENS = 512  # Of the text that stands in for a corpus: its content decides nothing of a program.
@@ -27,10 +27,12 @@ class Program:
     """The compiled step: bytes a device by what they hold, seconds that it took, its text where it can be read.
 
     `memory` has "parameters", "optimizer", "other state" and "batch", which live throughout, "gradients", which are as
-    large as the parameters, and "activations and temporaries", the rest of what the step allocates.
+    large as the parameters, and "activations and temporaries", the rest of what the step allocates. `host` is what lies
+    in the memory of the device's host instead.
     """
 
     memory: dict[str, float]
+    host: dict[str, float]
     donated: bool | None  # Every byte of the state is given to the step; not known of a program that does not fit.
     lower_s: float
     compile_s: float
@@ -66,6 +68,13 @@ def compile_step(run: Any, mesh: jax.sharding.Mesh) -> Program:
     held = {name: float(_bytes(part)) for name, part in (("parameters", state.params), ("optimizer", state.optimizer))}
     held["other state"] = float(_bytes(state)) - sum(held.values())
     held["batch"] = float(_bytes(batch))
+    # On a CPU, whose memory is that of its host, the compiler says that nothing is there.
+    away = [x for x in jax.tree.leaves(state.optimizer) if x.sharding.memory_kind == offload.HOST]
+    host = {
+        "optimizer": float(_bytes(away)) if compiled.host_given_bytes else 0.0,
+        "activations": compiled.host_temporary_bytes,
+    }
+    held["optimizer"] -= host["optimizer"]
     gradients = min(held["parameters"], compiled.temporary_bytes)
     memory = held | {
         "gradients": gradients,
@@ -73,7 +82,7 @@ def compile_step(run: Any, mesh: jax.sharding.Mesh) -> Program:
         "program": compiled.code_bytes,
     }
     # Scalars may be returned beside; the state itself must not be there twice.
-    return compiled.program(memory, 0.99 * _bytes((state.params, state.optimizer)))
+    return compiled.program(memory, 0.99 * _bytes((state.params, state.optimizer)), host)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +95,13 @@ class Compiled:
     text: str | None
     lower_s: float
     compile_s: float
+    host_given_bytes: float = 0.0
+    host_temporary_bytes: float = 0.0
 
-    def program(self, memory: dict[str, float], state_bytes: float) -> Program:
+    def program(self, memory: dict[str, float], state_bytes: float, host: dict[str, float] | None = None) -> Program:
         donated = None if self.donated_bytes is None else self.donated_bytes >= state_bytes
-        return Program(memory, donated, self.lower_s, self.compile_s, self.text)
+        host = {name: size for name, size in (host or {}).items() if size}
+        return Program(memory, host, donated, self.lower_s, self.compile_s, self.text)
 
 
 def compile_timed(lower: Callable[[], Any], given_bytes: float) -> Compiled:
@@ -114,10 +126,12 @@ def compile_timed(lower: Callable[[], Any], given_bytes: float) -> Compiled:
     return Compiled(
         float(stats.temp_size_in_bytes + left),
         float(stats.generated_code_size_in_bytes),
-        float(stats.alias_size_in_bytes),
+        float(stats.alias_size_in_bytes + stats.host_alias_size_in_bytes),
         _text(executable),
         lower_s,
         compile_s,
+        float(stats.host_argument_size_in_bytes),
+        float(stats.host_temp_size_in_bytes),
     )
 
 

@@ -93,6 +93,8 @@ def _compile(run, hardware, devices, batch, tokens, ranked) -> Plan:
             "cuDNN is not installed here: compiled with attention in blocks of queries, whose memory grows with the "
             "length as cuDNN's does; its time above is that of a fused kernel"
         )
+    if compiled.host:
+        notes.append("the time above leaves out the way to the host and back")
     return Plan(
         run=run,
         hardware=hardware,
@@ -152,6 +154,7 @@ def common_json(plan: Plan, name: str) -> dict[str, Any]:
         "device_bytes": None if math.isinf(plan.room_bytes) else plan.room_bytes,
         "needed_bytes": plan.program.total_bytes,
         "memory_bytes": plan.program.memory,
+        "host_bytes": plan.program.host,
         "parameters": params.count(plan.run.model.spec()),
         "seconds": None if line is None else line.seconds | {"step": line.step_s},
         "bound": None if line is None else line.bound,
@@ -221,6 +224,8 @@ def print_memory(console: Any, plan: Plan) -> None:
     verdict = "fits" if plan.fits else f"does not fit, {(total - free) / GB:.2f} GB too much"
     verdict = "" if math.isinf(room) else f" of {room / GB:.1f}, {free / GB:.1f} of them to be had: {verdict}"
     console.print(f"  {'together':<28} {_bytes(total):>13}{verdict}")
+    for part, held in plan.program.host.items():
+        console.print(f"  {part + ', on the host':<28} {_bytes(held):>13} a device")
     if plan.program.donated is False:
         console.print("  what the step replaces is not given to it whole: it is in memory twice")
     console.print()

@@ -73,9 +73,9 @@ def roofline(run: Any, hardware: Hardware, sizes: Mapping[str, int], batch: Mapp
     again = getattr(run.model, "remat", "none")
     body = forward - attention - head
     # Forward, and twice that backward; the loss takes its gradients in its one pass.
-    products = 3 * head + body * (4 if again in ("full", "attention") else 3)
+    products = 3 * head + body * (4 if again in ("full", "attention", "offload") else 3)
     # A fused backward pass takes five products to the forward pass's two, because it makes the scores again.
-    pairs = attention * (4.5 if again in ("full", "dots") else 3.5)
+    pairs = attention * (4.5 if again in ("full", "dots", "offload") else 3.5)
     seconds = {
         "products": products / (hardware.chips * chip.flops * chip.products),
         "attention": pairs / (hardware.chips * chip.flops * chip.attention * _filled(run.model)),
@@ -245,7 +245,7 @@ def _traffic(spec: Any, tokens: int, again: str) -> float:
     """Bytes of activations that products read and write: their inputs and outputs, three times, four with a second
     forward pass."""
     features = sum(p.passes * _copies(p) * (p.fan_in + _outputs(p)) for p in leaves(spec) if p.role == "matrix")
-    return (4 if again == "full" else 3) * COMPUTE_BYTES * tokens * features
+    return (4 if again in ("full", "offload") else 3) * COMPUTE_BYTES * tokens * features
 
 
 def _copies(p: Param) -> int:

@@ -33,6 +33,7 @@ def digests(tree: Any) -> dict[str, str]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _lanes(x: jax.Array, replicated: NamedSharding | None) -> jax.Array:
+    x = jax.device_put(x, jax.memory.Space.Device)  # It may be in the memory of the host.
     words = _words(x).astype(jnp.uint32)
     position = _positions(words.shape)
     # Two lanes, mixed in two ways: what cancels in one sum does not in the other.

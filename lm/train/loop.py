@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm.core import keys, tree
 from lm.core.errors import UsageError
 from lm.parallel import hosts, options, rules
-from lm.train import meters, step
+from lm.train import meters, offload, step
 from lm.train.checkpoint import Checkpoints
 from lm.train.ledger import Ledger
 from lm.train.lock import RunLock
@@ -58,7 +58,7 @@ def prepare(run: Run, mesh: jax.sharding.Mesh) -> tuple[State, Callable[[jax.Arr
     Runs of one process that differ in schedule, seeds and length alone get the same, compiled once.
     """
     train = run.train
-    settings = train.accumulate, train.ema_decay, train.poison, train.noise_scale
+    settings = train.accumulate, train.ema_decay, train.poison, train.noise_scale, train.offload_optimizer
     return _programs(run.model, run.objective, run.optimizer, mesh, *settings)
 
 
@@ -72,6 +72,7 @@ def _programs(
     ema_decay: float | None,
     poison: tuple[int, int] | None,
     noise_scale: bool,
+    offload_optimizer: bool,
 ) -> tuple[State, Callable[[jax.Array], State], Callable]:
     spec = model.spec()
     transformation = optimizer.build(spec)
@@ -80,8 +81,11 @@ def _programs(
         return step.initialize(spec, transformation, key, ema_decay is not None)
 
     abstract = jax.eval_shape(new, jax.random.key(0))
-    places = step.shardings(spec, abstract, mesh)
+    places = step.shardings(spec, abstract, mesh, offload_optimizer)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+    update = None
+    if offload_optimizer:
+        update = offload.streamed(optimizer, spec, places.optimizer, mesh.shape["stage"])
     pure = step.make_step(
         model,
         objective,
@@ -90,6 +94,7 @@ def _programs(
         ema_decay=ema_decay,
         poison=poison,
         noise_scale=noise_scale,
+        update=update,
     )
     whole, rows = NamedSharding(mesh, PartitionSpec()), rules.batch_sharding(mesh)
     jitted = jax.jit(

@@ -27,6 +27,8 @@ class Train:
     poison: tuple[int, int] | None = None  # (first, last) steps whose gradients become NaN: a drill.
     # Measures the gradient noise scale, in sequences; the micro-batches of `accumulate` are its small batches.
     noise_scale: bool = setting(False, identity=False)
+    # Keeps the optimizer's moments in the memory of the devices' hosts, see lm.train.offload.
+    offload_optimizer: bool = setting(False, identity=False)
     log_every: int = setting(10, identity=False)
     eval_every: int = setting(250, identity=False)
     save_every: int = setting(500, identity=False)

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.core import keys, params
 from lm.parallel import rules
+from lm.train import offload
 
 Terms = Mapping[str, tuple[jax.Array, jax.Array, float]]
 _SQUARES = "squares of the micro-batches' gradients"
@@ -52,8 +53,11 @@ def initialize(spec: Any, optimizer: optax.GradientTransformation, key: jax.Arra
     return State(step=zero, examples=zero, skipped=zero, params=weights, optimizer=optimizer.init(weights), ema=average)
 
 
-def shardings(spec: Any, abstract: State, mesh: jax.sharding.Mesh) -> State:
-    """A NamedSharding for each leaf of `abstract`: a moment lies like its parameter, all else is whole."""
+def shardings(spec: Any, abstract: State, mesh: jax.sharding.Mesh, offload_optimizer: bool = False) -> State:
+    """A NamedSharding for each leaf of `abstract`: a moment lies like its parameter, all else is whole.
+
+    With `offload_optimizer` moments are in the memory of the device's host, see lm.train.offload.
+    """
     by_path = {_names(path): s for path, s in jax.tree.leaves_with_path(rules.shardings(spec, mesh))}
     shapes = {_names(path): p.shape for path, p in jax.tree.leaves_with_path(params.abstract(spec))}
     whole = NamedSharding(mesh, PartitionSpec())
@@ -65,7 +69,12 @@ def shardings(spec: Any, abstract: State, mesh: jax.sharding.Mesh) -> State:
                 return by_path[names[i:]]
         return whole
 
-    return jax.tree.map_with_path(place, abstract)
+    places = jax.tree.map_with_path(place, abstract)
+    if offload_optimizer:
+        slots = jax.tree.map(lambda s: s if s is whole else s.with_memory_kind(offload.HOST), places.optimizer)
+        offload.check(slots, mesh)
+        places = dataclasses.replace(places, optimizer=slots)
+    return places
 
 
 def make_step(
@@ -77,12 +86,14 @@ def make_step(
     ema_decay: float | None = None,
     poison: tuple[int, int] | None = None,
     noise_scale: bool = False,
+    update: offload.Update | None = None,
 ) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, dict[str, jax.Array]]]:
     """step(state, batch, learning rate, the run's key) -> (state, metrics), to be jitted with the state donated.
 
     The loss is the sum over terms of coefficient x sum / weight, the weights taken over the whole batch
     before the first of `accumulate` micro-batches. An update with a loss or gradient that is not finite is
     skipped on the device. `poison=(first, last)` makes the gradients of those steps NaN, for drills.
+    `update` takes the place of the optimizer's own where its slots are elsewhere, see lm.train.offload.
     Metrics are scalars: "loss", "grad_norm", "learning_rate", "skipped", and each term by its name; with `noise_scale`
     those of `_noise` too.
     """
@@ -126,11 +137,16 @@ def make_step(
             grads = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-        direction, slots = optimizer.update(grads, state.optimizer, state.params)
-        weights = jax.tree.map(lambda w, d: (w - rate * d).astype(w.dtype), state.params, direction)
 
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        if update is not None:
+            direction, slots = update(grads, state.optimizer, state.params, finite)
+        else:
+            direction, slots = optimizer.update(grads, state.optimizer, state.params)
+            slots = keep(slots, state.optimizer)
+        weights = jax.tree.map(lambda w, d: (w - rate * d).astype(w.dtype), state.params, direction)
 
         average = state.ema
         if ema_decay is not None:
@@ -143,7 +159,7 @@ def make_step(
             examples=state.examples + rows,
             skipped=skipped,
             params=keep(weights, state.params),
-            optimizer=keep(slots, state.optimizer),
+            optimizer=slots,
             ema=keep(average, state.ema),
         )
         metrics = {"loss": value, "grad_norm": grad_norm, "learning_rate": jnp.asarray(rate), "skipped": skipped}

@@ -117,6 +117,18 @@ def test_tpus_in_stages_send_what_the_formulas_say(tmp_path):
 
 @pytest.mark.slow
 @needs_libtpu
+def test_on_a_tpu_moments_on_the_host_leave_the_device_and_visit_it_layer_by_layer(tmp_path):
+    arguments = ("--experiment=llama_1b", "--hardware=v5e:2x4", *SMALL, "--set=mesh.fsdp=8")
+    _, here = plan(tmp_path, *arguments)
+    out, there = plan(tmp_path, *arguments, "--set=train.offload_optimizer=True")
+    moments = here["memory_bytes"]["optimizer"]
+    assert there["host_bytes"]["optimizer"] == pytest.approx(moments, rel=0.01) and "optimizer, on the host" in out
+    assert here["needed_bytes"] - there["needed_bytes"] > 0.9 * moments
+    assert here["host_bytes"] == {} and there["state_donated"]
+
+
+@pytest.mark.slow
+@needs_libtpu
 @pytest.mark.parametrize("decode", [(), ("--decode=64",)], ids=["training", "decoding"])
 def test_what_a_tpus_compiler_refuses_does_not_fit(tmp_path, decode):
     mesh = ("--set=mesh.fsdp=1", "--set=mesh.tensor=8") if decode else ("--set=mesh.fsdp=8",)
@@ -135,6 +147,27 @@ def test_decoding_on_tpus_is_bound_by_memory(tmp_path):
     assert found["memory_bytes"]["weights"] == pytest.approx(2 * found["parameters"] / 8, rel=0.01)
     sent = sum(c["sent_bytes"] for c in found["collectives"])
     assert sent == pytest.approx(found["sent_bytes_by_formula"]["tensor"], rel=0.05)
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_what_enters_each_layer_can_be_kept_on_the_host(tmp_path):
+    arguments = ("--experiment=llama_1b", "--hardware=v5e:2x4", *SMALL, "--set=mesh.fsdp=8", "--set=model.layers=8")
+    kept, needed = 8 * 1024 * 512 * 2, {}  # Layers of a row of 1,024 in bfloat16.
+    for remat in ("full", "offload"):
+        _, found = plan(tmp_path, *arguments, f"--set=model.remat={remat}")
+        needed[remat] = found["needed_bytes"]
+    assert found["host_bytes"] == {"activations": pytest.approx(kept, rel=0.01)}
+    assert needed["full"] - needed["offload"] > 0.9 * kept
+
+
+@pytest.mark.slow
+@needs_cuda
+def test_moments_on_the_host_are_not_planned_for_gpus_that_are_not_here():
+    arguments = ("--experiment=llama_1b", "--hardware=h100:1", *SMALL, "--set=train.offload_optimizer=True")
+    process = start("plan", *arguments, devices=None, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 2 and "train.offload_optimizer=True: JAX names no memory 'pinned_host'" in errors
 
 
 @pytest.mark.slow
