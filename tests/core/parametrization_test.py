@@ -102,6 +102,7 @@ def first_update(model, optimizer):
     return metrics["loss"], state.params
 
 
+@pytest.mark.slow
 def test_at_the_base_loss_and_first_update_are_those_of_sp_to_the_bit():
     model = Decoder(**TINY, layers=2, max_len=L)
     loss, weights = first_update(model, optimizers.AdamW())

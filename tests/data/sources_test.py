@@ -67,6 +67,7 @@ def test_a_bomb_is_refused(tmp_path, suffix):
             pass
 
 
+@pytest.mark.slow
 def test_a_sparse_line_of_two_gigabytes_passes_in_one_gigabyte_of_memory(tmp_path):
     path = tmp_path / "sparse.txt"
     with open(path, "wb") as f:

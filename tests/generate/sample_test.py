@@ -106,7 +106,11 @@ def test_without_a_context_limit_the_cache_serves_all(params):
     assert len(generate(model, no_table, PROMPTS, 15)[2]) == 15
 
 
-@pytest.mark.parametrize("positions", [{"positions": "learned", "max_len": 6}, {"positions": "sinusoidal"}], ids=str)
+@pytest.mark.parametrize(
+    "positions",
+    [pytest.param({"positions": "learned", "max_len": 6}, marks=pytest.mark.slow), {"positions": "sinusoidal"}],
+    ids=str,
+)
 def test_an_encoder_decoder_reads_the_prompts_and_continues_its_start(positions):
     model = EncDec(layers=2, width=16, heads=2, vocab_size=32, start_id=3, init_std=0.7, **positions)
     params, apply = specs.initialize(model.spec(), jax.random.key(0)), jax.jit(model.apply)

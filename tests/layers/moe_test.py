@@ -229,7 +229,12 @@ def reference(params):
 
 
 @pytest.mark.parametrize(
-    "change", [{"scan": False}, {"remat": "full"}, {"remat": "dots"}, {"remat": "attention"}], ids=str
+    "change",
+    [
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ({"scan": False}, {"remat": "full"}, {"remat": "dots"})),
+        {"remat": "attention"},
+    ],
+    ids=str,
 )
 def test_how_the_stack_is_run_changes_nothing(params, reference, change):
     assert_same(loss_and_gradients(dataclasses.replace(SWITCH, **change), params, make_batch()), reference)

@@ -53,6 +53,7 @@ def test_there_and_back_gives_the_same_files(folder, tmp_path, capfd):
     assert "MistralForCausalLM" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_converted_run_generates_and_starts_another(folder, tmp_path, capfd):
     run, corpus = tmp_path / "run", tmp_path / "corpus"
     assert call("convert", f"--checkpoint={folder}", f"--out={run}") == 0

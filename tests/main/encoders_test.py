@@ -47,7 +47,7 @@ def corpus(tmp_path_factory):
     return corpora.build(f"lines:{folder}/text.txt", "word", folder / "corpus", validation=0.2)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "detect" else ()) for n in ROWS])
 def test_figures_are_means_over_the_whole_split_whatever_the_batch(corpus, name):
     model, objective, names = ROWS[name]
     run = resolve(Run(model, objective, train=Train(seq_len=16)), corpus.tokenizer())

@@ -190,6 +190,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(undisturbed, 
     assert digests(tmp_path, 60) == digests(undisturbed, 60)
 
 
+@pytest.mark.slow
 def test_steps_without_finite_numbers_stop_the_run_and_move_nothing(tmp_path):
     arguments = ("train", f"--experiment={TINY}:poisoned", f"--workdir={tmp_path}")
     assert call(*arguments, "--set=train.save_every=1") == 17

@@ -229,6 +229,7 @@ def test_scan_equals_the_unrolled_stack(model, params, reference):
     assert_same(loss_and_gradients(dataclasses.replace(model, scan=False), params, make_batch()), reference)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_loss_and_gradients(model, params, reference):
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     shape = tuple(sizes.get(axis, 1) for axis in rules.MESH_AXES)

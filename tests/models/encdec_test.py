@@ -174,6 +174,7 @@ def test_a_loss_in_chunks_is_the_same(model, params, reference):
     assert_same(compiled(model, Causal(chunk_tokens=8))(params, make_batch(), None), reference)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_loss_and_gradients(model, params, reference):
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     shape = tuple(sizes.get(axis, 1) for axis in rules.MESH_AXES)
@@ -191,7 +192,8 @@ def test_a_step_down_the_gradient_lowers_the_loss_and_leaves_buffers_alone(model
     assert {path for path, p in spec.items() if not p.trainable} == {p for p, g in gradients.items() if not np.any(g)}
 
 
-@pytest.mark.parametrize("model", [pytest.param("bart", marks=pytest.mark.slow), "umt5"], indirect=True, scope="module")
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["bart", "umt5"], indirect=True, scope="module")
 def test_dropout_is_turned_on_by_a_key_and_remat_changes_nothing(model, params, reference):
     rates = {f"{name}_dropout": 0.1 for name in ("embed", "residual", "attention", "mlp")}
     model, batch = dataclasses.replace(model, **rates), make_batch()
@@ -201,6 +203,7 @@ def test_dropout_is_turned_on_by_a_key_and_remat_changes_nothing(model, params, 
     assert_same(loss_and_gradients(full, params, batch, jax.random.key(3)), dropped)
 
 
+@pytest.mark.slow
 def test_bfloat16_agrees_with_float32_to_its_precision(model, params, reference):
     loss, gradients = loss_and_gradients(dataclasses.replace(model, dtype="bfloat16"), params, make_batch())
     np.testing.assert_allclose(loss, reference[0], rtol=1e-2)

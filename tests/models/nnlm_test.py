@@ -53,6 +53,7 @@ def test_a_place_sees_its_context_and_nothing_else():
         assert moved == seen
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_loss_and_it_falls():
     model = dataclasses.replace(MODEL, layers=2, activation="gelu")
     p = randomized(model)

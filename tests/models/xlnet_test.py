@@ -123,6 +123,7 @@ def test_memory_takes_no_gradient():
     assert all(not np.any(g) for g in jax.tree.leaves(jax.grad(kept)(params)))
 
 
+@pytest.mark.slow
 def test_scan_remat_and_the_unrolled_stack_agree_even_with_dropout(model):
     model = dataclasses.replace(model, dropout=0.1)
     params, batch, key = randomized(model, 0), make_batch(), jax.random.key(3)
@@ -151,6 +152,7 @@ def test_every_parameter_gets_a_gradient_and_a_step_down_lowers_the_loss(model):
     assert loss_and_gradients(model, lower, batch)[0] < loss
 
 
+@pytest.mark.slow
 def test_bfloat16_agrees_with_float32_to_its_precision(model):
     params, batch = randomized(model, 0), make_batch()
     expected = loss_and_gradients(model, params, batch)

@@ -87,6 +87,7 @@ def test_samples_follow_the_generators_distribution(params):
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=5 * np.sqrt(0.25 / len(drawn)))
 
 
+@pytest.mark.slow
 def test_the_detection_loss_reaches_the_discriminator_and_the_embeddings_but_not_the_generator(params):
     def loss(params, name):
         total, weight, _ = OBJECTIVE.loss(MODEL, params, make_batch(), key=jax.random.key(1))[name]

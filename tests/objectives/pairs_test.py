@@ -168,6 +168,7 @@ def make_model(opened):
     return Encoder(layers=1, width=16, heads=2, vocab_size=V, max_len=ROW, outputs=("tokens", "pair"))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_two_means_and_each_that_of_a_guess_without_training(opened):
     objective = Pairs(ids=special(opened), vocab_size=opened.vocab_size)
     batch = Stream(opened.split("train"), objective, ROW).rows(0, 16)

@@ -112,6 +112,7 @@ def test_all_partitions_are_equally_likely():
     assert all(abs(n - 1000) < 150 for n in found.values())  # 5 standard deviations.
 
 
+@pytest.mark.slow
 def test_a_model_that_guesses_evenly_pays_log_vocabulary_and_learns():
     objective = SpanCorruption(ids=(100, 101, *range(102, 120)), sentinels=18)
     window = objective.window(32)

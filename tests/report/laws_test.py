@@ -82,6 +82,7 @@ def test_critical_batch():
     assert found.derived["critical_batch"] == pytest.approx(200)
 
 
+@pytest.mark.slow
 def test_repeat():
     E, A, B, alpha, beta, r_n, r_d = 1.87, 521, 1488, 0.35, 0.35, 5.31, 15.39
     U, repeats, N = (v.ravel() for v in np.meshgrid([1e8, 1e9, 1e10], [1, 4, 10, 40], np.geomspace(1e7, 8e9, 8)))

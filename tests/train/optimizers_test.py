@@ -69,7 +69,9 @@ def test_each_matrix_of_a_stack_moves_as_it_would_alone(config):
             np.testing.assert_allclose(alone["block"][name], whole["block"][name][layer], atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [optimizers.Adafactor(), optimizers.Muon(clip_norm=None)])
+@pytest.mark.parametrize(
+    "config", [pytest.param(optimizers.Adafactor(), marks=pytest.mark.slow), optimizers.Muon(clip_norm=None)]
+)
 def test_each_expert_of_each_layer_moves_as_it_would_alone_and_the_router_as_one_matrix(config):
     one = experts_spec(Experts(3, 2), 130, 140, True, Normal(0.5), Normal(0.5))
     spec = params.stack(one, 2)

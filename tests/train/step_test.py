@@ -101,6 +101,7 @@ def test_the_noise_scale_of_a_linear_regression_is_that_in_closed_form(accumulat
     assert "noise_scale" not in noise.lap()
 
 
+@pytest.mark.slow
 def test_measuring_the_noise_scale_changes_no_step_and_needs_micro_batches():
     options = {"optimizer": optimizers.SGD(momentum=0.9), "accumulate": 4}
     state, take = build(**options)
@@ -114,6 +115,7 @@ def test_measuring_the_noise_scale_changes_no_step_and_needs_micro_batches():
         Train(noise_scale=True)
 
 
+@pytest.mark.slow
 def test_counting_the_weights_first_costs_no_forward_pass():
     @dataclasses.dataclass(frozen=True)
     class WeighedByTheModel:
