@@ -82,13 +82,14 @@ def assert_linear(name, what, values):
     # is kept has no room in a TPU's vector memory.
     sizes = {"layers": 8, "rows": 128, "length": 1024, "vocab": 512}
     used = [sum(compiled(name, **sizes | {what: n}).memory[p] for p in parts) for n in values]
-    first, second = np.diff(used)
-    # Of a square it would be two thirds of the first one; the compiler's own order of things moves some per cent.
+    first, second = np.diff(used) / np.diff(values)
+    # Of a square the second would be larger by two thirds at least; the compiler's choices move some per cent, and more
+    # where rows fill no tiles.
     assert abs(second - first) <= 0.15 * first, used
 
 
 @pytest.mark.parametrize("name", CHIPS)
-@pytest.mark.parametrize("what, values", [("layers", (8, 16, 24)), ("rows", (128, 256, 384))])
+@pytest.mark.parametrize("what, values", [("layers", (8, 16, 24)), ("rows", (128, 256, 512))])
 def test_memory_is_linear_in_layers_and_rows(name, what, values):
     assert_linear(name, what, values)
 
