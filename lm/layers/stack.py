@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.core import params as specs
 from lm.core.errors import UsageError, check_choice
@@ -15,7 +16,8 @@ from lm.layers.dropout import fold
 from lm.parallel.mesh import settings
 from lm.parallel.rules import constrain
 
-REMAT = ("none", "full", "dots", "attention")
+REMAT = ("none", "full", "dots", "attention", "offload")
+ENTERED = "entered"  # The name of the residual stream as it enters a repeat.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,7 @@ class Stack:
 
         def body(x, scanned):
             layers, cache, key = scanned
+            x = checkpoint_name(x, ENTERED)
             layers = jax.tree.map(lambda a: a[0], p) if group.shared else layers
             # Their gradients are then laid out in the same way, layer by layer: scattered, not reduced whole.
             layers = specs.map_spec(lambda param, a: constrain(a, *param.axes), spec, layers)
@@ -215,6 +218,13 @@ def _remat(body, policy, looped):
         "full": policies.nothing_saveable,
         "dots": policies.dots_with_no_batch_dims_saveable,
         "attention": policies.save_only_these_names("attention"),
+        # Kept in the memory of the device's host; all else is computed again.
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[ENTERED],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
     }
     # Only a loop keeps the compiler from merging the second forward pass with the first by itself.
     return jax.checkpoint(body, policy=saved[policy], prevent_cse=not looped)

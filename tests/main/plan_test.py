@@ -152,13 +152,14 @@ def test_decoding_on_tpus_is_bound_by_memory(tmp_path):
 @pytest.mark.slow
 @needs_libtpu
 def test_what_enters_each_layer_can_be_kept_on_the_host(tmp_path):
-    arguments = ("--experiment=llama_1b", "--hardware=v5e:2x4", *SMALL, "--set=mesh.fsdp=8", "--set=model.layers=8")
-    kept, needed = 8 * 1024 * 512 * 2, {}  # Layers of a row of 1,024 in bfloat16.
+    arguments = ("--experiment=llama_1b", "--hardware=v5e:2x4", *SMALL, "--set=mesh.fsdp=8")
+    arguments += ("--set=model.layers=8", "--set=train.batch_size=128")
+    kept, needed = 8 * 16 * 1024 * 512 * 2, {}  # Layers of 16 rows of 1,024 a device, in bfloat16.
     for remat in ("full", "offload"):
         _, found = plan(tmp_path, *arguments, f"--set=model.remat={remat}")
         needed[remat] = found["needed_bytes"]
     assert found["host_bytes"] == {"activations": pytest.approx(kept, rel=0.01)}
-    assert needed["full"] - needed["offload"] > 0.9 * kept
+    assert needed["full"] - needed["offload"] > 0.75 * kept  # The layers on their way take some of it.
 
 
 @pytest.mark.slow

@@ -249,7 +249,7 @@ def test_remat_changes_nothing_even_with_dropout():
     model = dataclasses.replace(MODELS["gpt2"], layers=1, residual_dropout=0.1, attention_dropout=0.1)
     params, batch, key = randomized(model, 0), make_batch(), jax.random.key(3)
     expected = loss_and_gradients(model, params, batch, key)
-    for remat in ("full", "dots", "attention"):
+    for remat in ("full", "dots", "attention", "offload"):
         assert_same(loss_and_gradients(dataclasses.replace(model, remat=remat), params, batch, key), expected)
 
 
