@@ -50,7 +50,10 @@ def attend(
         return _local(form, None, 1, kernel, q_BLHC, k_BSKC, v_BSKC, *rows)
     queries, keys, over_heads = partitions(q_BLHC, k_BSKC)
     by_row = rules.partition(("batch", "length"), q_BLHC.shape[:2], sizes)
-    over = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec(None, SEQ if masks > 1 else None))
+    # Its shape alone is read, and stages around the caller, which it cannot name, are no part of that.
+    mesh = jax.sharding.get_abstract_mesh()
+    whole = jax.sharding.AbstractMesh(mesh.axis_sizes, mesh.axis_names)
+    over = NamedSharding(whole, PartitionSpec(None, SEQ if masks > 1 else None))
     return jax.shard_map(
         functools.partial(_local, form, over_heads, parts),
         in_specs=(kernel.manual_sharding_spec(over), queries, keys, keys, *(by_row for _ in rows)),

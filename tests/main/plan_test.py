@@ -102,7 +102,7 @@ def test_tpus_gather_what_the_formula_says_and_hold_no_scores(tmp_path):
 @pytest.mark.slow
 @needs_libtpu
 def test_tpus_in_stages_send_what_the_formulas_say(tmp_path):
-    mesh = ("--set=mesh.stage=2", "--set=mesh.fsdp=4", "--set=model.attention_kernel=blocks")
+    mesh = ("--set=mesh.stage=2", "--set=mesh.fsdp=4")
     _, found = plan(tmp_path, "--experiment=llama_1b", "--hardware=v5e:2x4", *SMALL, *mesh)
     sent: dict = {}
     for c in found["collectives"]:
