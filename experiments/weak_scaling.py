@@ -66,8 +66,8 @@ def curves(base: Any, kind: str, rows: int, batch_size: int | None) -> dict[str,
 
 
 def meshes(run: Any, chips: int) -> list[tuple[str, Mesh]]:
-    """(strategy, mesh) of all powers of two; experts stay spread as the run has them, as far as there are chips."""
-    expert = min(run.mesh.expert, chips)
+    """(strategy, mesh) of all powers of two; experts are spread over as many chips as there are of them, or all."""
+    expert = min(max((layer.experts.count for layer in run.model.pattern if layer.experts), default=1), chips)
     rest = chips // expert
     made = [("fsdp", Mesh(fsdp=rest, expert=expert))]
     made += [("data x fsdp", Mesh(fsdp=2**i, expert=expert)) for i in range(rest.bit_length() - 1)]

@@ -111,11 +111,12 @@ def _features(model: Any, tensor: int) -> tuple[float, float]:
     if not hasattr(model, "stack"):
         return 0.0, 0.0
     block = model.stack.block
+    stream = block.width / tensor  # Between products a part of the sequence; what enters them is whole.
     heads, keys = block.heads * block.head_dim / tensor, 2 * block.kv_heads * block.head_dim / tensor
     mlp = (3 if block.gated else 2) * block.mlp_width / tensor
-    whole = 6 * block.width + 2 * heads + keys + mlp
-    kept = {"none": whole, "dots": 3 * block.width + 2 * heads + keys + mlp, "attention": block.width + heads}
-    return kept.get(model.remat, block.width), 2 * whole
+    whole = 4 * stream + 2 * block.width + 2 * heads + keys + mlp
+    kept = {"none": whole, "dots": 3 * stream + 2 * heads + keys + mlp, "attention": stream + heads}
+    return kept.get(model.remat, stream), 2 * whole
 
 
 def _variants(run: Any, hardware: Hardware, meshes_alone: bool) -> Iterator[tuple[Any, dict[str, int]]]:
