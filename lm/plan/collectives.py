@@ -50,8 +50,7 @@ def read(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
     # TPUs fuse one collective with several products, a piece of it in each: they share its channel.
     once: dict[str, str] = {}
     for line in runs:
-        channel = re.search(r"channel_id=\d+", line)
-        name = channel[0] if channel and channel[0] != _ASKED else line
+        name = line if _channel(line) in ("", _ASKED) else _channel(line)
         once[name] = max(once.get(name, line), line, key=runs.__getitem__)
     totals: dict[tuple[str, tuple[str, ...]], list[float]] = collections.defaultdict(lambda: [0, 0.0])
     for line in once.values():
@@ -110,9 +109,17 @@ def _executed(bodies, name, times):
         inner = times * _trips(bodies, line) if " while(" in line else times
         for called in _CALLED.findall(line):
             for callee in re.findall(r"%([\w.\-]+)", called):
-                for line, n in _executed(bodies, callee, inner):
-                    fused = callee.startswith("all-reduce-scatter")
-                    yield (line.replace(" all-reduce(", " all-reduce-scatter(") if fused else line), n
+                fused = callee.startswith("all-reduce-scatter")
+                # TPUs may start a collective in one fusion, go on in others, and end it in a last one.
+                later = callee.startswith("async_collective_fusion") or "%async-collective-done" in line[:40]
+                for own, n in _executed(bodies, callee, inner):
+                    if not (later and _channel(own) == _ASKED):
+                        yield (own.replace(" all-reduce(", " all-reduce-scatter(") if fused else own), n
+
+
+def _channel(line):
+    found = re.search(r"channel_id=\d+", line)
+    return found[0] if found else ""
 
 
 def _trips(bodies, line):

@@ -24,6 +24,9 @@ MEMORY_SHARE = 0.85  # Of the memory's rate that fused element-wise work reaches
 HIDDEN = 0.8  # Share of the products' time under which gathers of parameters and their gradients' scatters hide.
 NEVER_HIDDEN = 0.1  # Share of them that shows at the edges of loops in any case.
 SPREAD = 0.25  # Of the published runs that the shares were fitted to, nearly all lie within it: see LOG.md.
+# How often the residual stream is gathered or scattered over tensor: in a layer by what is kept of it, and around the
+# vocabulary, where the sum of a lookup counts twice. As compiled for TPUs.
+_STREAMS, _VOCABULARY_STREAMS = {"none": 8, "dots": 11, "attention": 11}, 9
 _OPTIMIZER_BYTES = 30  # Read and written a parameter: weights, two moments and gradients in float32, a compute copy.
 
 
@@ -130,12 +133,14 @@ def sent_bytes(run: Any, spec: Any, sizes: Mapping[str, int]) -> dict[str, float
 
     fsdp: kernels gathered forward and backward in the compute type, gradients scattered in float32, once a
     micro-batch, and with stages in every tick. data: gradients reduced, over experts' and sequence's devices too where
-    those hold the same. tensor: two gathers and two scatters of the residual stream a layer, forward and backward. seq:
-    keys and values gathered, their gradients scattered. expert: tokens gathered to the experts and their sums
+    those hold the same. tensor: two gathers and two scatters of the residual stream a layer, forward and backward, what
+    `remat` makes again, and those around the vocabulary. seq: keys and values gathered, their gradients scattered,
+    halves of what is made of queries swapped, and the gradient of the embedded tokens gathered in float32. expert: with
+    the forward pass's gathers once more where it is made again, tokens gathered to the experts and their sums
     scattered, forward and backward. stage: a micro-batch in every tick, forward and backward; what enters and leaves
     all of them gathered or reduced, six sides of it in all; for rounds their parameters, and their gradients back.
     """
-    micro, form = run.train.accumulate, schedule(run, sizes)
+    micro, form, again = run.train.accumulate, schedule(run, sizes), getattr(run.model, "remat", "none")
     compute = jnp.dtype(getattr(run.model, "dtype", "bfloat16")).itemsize
     tokens = run.train.batch_size * run.train.seq_len / math.prod(sizes[a] for a in (*BATCH_AXES, "seq"))
     ring = {axis: (n - 1) / n for axis, n in sizes.items()}
@@ -150,10 +155,15 @@ def sent_bytes(run: Any, spec: Any, sizes: Mapping[str, int]) -> dict[str, float
     return {
         "stage": stream * permuted * len(_staged(run.model)) + micro * (compute + 4) * _dealt(kernels, form, sizes),
         "fsdp": micro * ring["fsdp"] * gathered * (2 * compute + 4),
-        "data": 2 * 4 * sum(_reduced(p, sizes) for p in kernels),
-        "tensor": 8 * ring["tensor"] * stream * layers,
-        "seq": 3 * 2 * ring["seq"] * compute * tokens * sizes["seq"] * _key_features(run.model) * layers,
-        "expert": 3 * 2 * ring["expert"] * sizes["expert"] * stream * passed(run, sizes, is_routed),
+        # Tied, the table's gradients as the head and as the embedding come at different times.
+        "data": 2 * 4 * sum(_reduced(p, sizes) for p in (*kernels, *_tied(run.model, spec))),
+        "tensor": ring["tensor"] * stream * (_STREAMS.get(again, 12) * layers + _VOCABULARY_STREAMS),
+        "seq": tokens
+        * (
+            compute * layers * _context_features(run.model, sizes["seq"], again)
+            + 4 * (sizes["seq"] - 1) * getattr(run.model, "width", 0)
+        ),
+        "expert": (6 if again == "none" else 7) * (sizes["expert"] - 1) * stream * passed(run, sizes, is_routed),
     }
 
 
@@ -287,8 +297,20 @@ def lies_on(p: Param, mesh_axis: str) -> bool:
     return any(mesh_axis in RULES[axis] for axis in p.axes)
 
 
-def _key_features(model: Any) -> int:
-    if not hasattr(model, "stack"):
-        return 0
+def _tied(model: Any, spec: Any) -> list[Param]:
+    """Tables that are the embedding and the loss's head both."""
+    return [p for p in leaves(model.head(spec)) if p.role == "embedding"]
+
+
+def _context_features(model: Any, parts: int, again: str) -> float:
+    """Numbers a token that a layer sends along the axis of the sequence in so many parts.
+
+    Keys and values go once, a second time unless they are kept, and their gradients come back; causal queries, outputs
+    and the gradients of both are halved and swapped, see lm.layers.attention_shards.
+    """
+    if not hasattr(model, "stack") or parts == 1:
+        return 0.0
     block = model.stack.block
-    return 2 * block.kv_heads * block.head_dim
+    keys, queries = 2 * block.kv_heads * block.head_dim, block.heads * block.head_dim
+    swaps = {"none": 4, "attention": 5}.get(again, 6) if block.causal else 0
+    return (parts - 1) * keys * (2 if again == "none" else 3) + queries / 2 * swaps

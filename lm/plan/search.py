@@ -24,7 +24,7 @@ FREE = 0.92  # Of a device's memory: the rest goes to the runtime and to what an
 LONG = 32_768  # Rows from this many tokens on are divided over seq too, into parts of at least a quarter of it.
 _STATE_BYTES = 18  # A parameter's weight, gradient and two moments in float32, and a copy in the compute type.
 _HEAD_BYTES = 12  # Of a parameter of the loss's head, whole over fsdp: a copy, its gradient's sum and a chunk's share.
-_LAYER_BYTES = 8  # Of a parameter of the repeat at work, whole over fsdp: its copy, the next one's, and its gradient.
+_LAYER_BYTES = 6  # Of a parameter of the repeat at work, whole over fsdp: its copy in the compute type, its gradient.
 # What a scan over the ticks of stages keeps and makes, each as large as the residual stream of all its micro-batches:
 # their inputs, what leaves, the gradients of both, and copies of them (compiled programs for v5p had 8 to 13).
 _TICK_ARRAYS = 10
