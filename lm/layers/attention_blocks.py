@@ -138,6 +138,7 @@ def masked_scores(form, q, k, bias, mask):
 
 
 def drop(form, x, key):
+    """`x` with dropout of `form.dropout` where there is a key."""
     if key is None:
         return x
     kept = jax.random.bernoulli(key, 1 - form.dropout, x.shape)
@@ -145,4 +146,5 @@ def drop(form, x, key):
 
 
 def dot(equation, a, b):
+    """The einsum, summed in float32."""
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)

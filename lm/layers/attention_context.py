@@ -9,7 +9,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from lm.layers.attention_blocks import HIDDEN, MAX_QUERIES, by_key_head, dot, drop, masked_scores
+from lm.layers.attention_blocks import HIDDEN, MAX_QUERIES, MIN_QUERIES, by_key_head, dot, drop, masked_scores
 from lm.layers.attention_shards import SEQ, gathered, own_keys, partitions, swap
 from lm.parallel import rules
 
@@ -83,7 +83,8 @@ class Plan:
 
 
 def _block(length: int) -> int:
-    return max(n for n in range(1, min(length, MAX_QUERIES) + 1) if length % n == 0)
+    """The largest divisor of a good size; where there is none, as of a prime, all of it."""
+    return max((n for n in range(MIN_QUERIES, min(length, MAX_QUERIES) + 1) if length % n == 0), default=length)
 
 
 def _local(form, plan, over_heads, axes, q_BLHC, k_BSKC, v_BSKC, given):

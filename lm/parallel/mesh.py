@@ -102,8 +102,8 @@ class Mesh:
         return jax.sharding.Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
     def _check_preset(self) -> None:
-        for axis in set(MESH_AXES) - {"data", *PRESETS[self.preset]}:
-            if getattr(self, axis) > 1:
+        for axis in MESH_AXES:
+            if axis not in ("data", *PRESETS[self.preset]) and getattr(self, axis) > 1:
                 raise UsageError(
                     f"mesh.{axis}={getattr(self, axis)} is no axis of mesh.preset={self.preset}: leave one of them out"
                 )

@@ -17,6 +17,7 @@ MESHES = {"seq4": (4, Mesh(seq=4, tensor=2, data=1)), "fewer_keys": (2, Mesh(seq
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several to a device, of queries and of keys."""
+    monkeypatch.setattr(module, "MIN_QUERIES", 2)
     monkeypatch.setattr(module, "MAX_QUERIES", 4)
 
 
@@ -69,6 +70,12 @@ def test_queries_read_a_memory_of_another_length():
     documents = jnp.zeros((B, L), int), (jnp.arange(24) >= 20).astype(int)[None].repeat(B, 0)
     actual = sharded(Mesh(seq=4, data=2), lambda *a: attention(form, *a, documents=documents), q, k, v)
     np.testing.assert_allclose(actual, attention(form, q, k, v, documents=documents), atol=1e-5)
+
+
+def test_a_length_without_a_good_divisor_is_one_block(monkeypatch):
+    monkeypatch.setattr(module, "MIN_QUERIES", 128)
+    monkeypatch.setattr(module, "MAX_QUERIES", 512)
+    assert [module._block(n) for n in (64, 128, 521, 1021, 1024, 1536)] == [64, 128, 521, 1021, 512, 512]
 
 
 @pytest.mark.parametrize("window", [None, 20])
