@@ -9,22 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.objectives import carry as carries
 
-def make_evaluate(model: Any, objective: Any) -> Callable[[Any, Any, Iterable[dict[str, jax.Array]]], dict[str, float]]:
-    """evaluate(params, frozen, batches) -> {term: mean over all positions of all batches}, and "loss_error".
 
-    Each batch's sums are float32 on the device; they are added up in float64 on the host. Padded positions
-    carry weight 0, so batches of any size give the same means. "loss_error" is the standard error of the mean loss (of
-    "nll" where there is one) over batches as clusters, since neighbouring tokens share a text; NaN with one batch.
+def make_evaluate(model: Any, objective: Any) -> Callable[..., dict[str, float]]:
+    """evaluate(params, frozen, batches, carry=None) -> {term: mean over all positions}, and "loss_error".
+
+    With a `carry`, see lm.objectives.carry, each batch continues the one before. Each batch's sums are float32 on the
+    device; they are added up in float64 on the host. Padded positions carry weight 0, so batches of any size give the
+    same means. "loss_error" is the standard error of the mean loss (of "nll" where there is one) over batches as
+    clusters, since neighbouring tokens share a text; NaN with one batch.
     """
 
     sums = _sums(model, objective)
 
-    def evaluate(params, frozen, batches):
+    def evaluate(params: Any, frozen: Any, batches: Iterable[dict[str, jax.Array]], carry: Any = None):
         found: list[dict[str, np.ndarray]] = []
         waiting = None
         for batch in batches:
-            running, waiting = waiting, sums(params, frozen, batch)
+            running, (waiting, carry) = waiting, sums(params, frozen, batch, carry)
             if running is not None:
                 found.append(jax.device_get(running))
         found.append(jax.device_get(waiting))
@@ -40,9 +43,10 @@ def _sums(model: Any, objective: Any) -> Callable:
     """Jitted once for all runs of a process with this model and objective."""
 
     @jax.jit
-    def sums(params, frozen, batch):
-        terms = objective.loss(model, params, batch, key=None, frozen=frozen)
-        return {name: jnp.stack([jnp.asarray(x, jnp.float32) for x in term[:2]]) for name, term in terms.items()}
+    def sums(params, frozen, batch, carry):
+        terms, carry = carries.terms(objective, model, params, batch, carry, frozen=frozen)
+        pairs = {name: jnp.stack([jnp.asarray(x, jnp.float32) for x in term[:2]]) for name, term in terms.items()}
+        return pairs, carry
 
     return sums
 

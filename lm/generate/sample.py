@@ -122,9 +122,8 @@ def _cached(model, settings, prompt_len, tokens, params, source, ids, lengths, k
         ids, last = draw(ids, out.hidden_BLD[:, 0], t)
         return (ids, last, out.cache), None
 
-    out = model.apply(params, {"tokens_BL": ids[:, :prompt_len]} | source, cache=cache)
-    # What the padding of shorter prompts left in the cache is forgotten, and then overwritten.
-    cache = out.cache | {"length": lengths}
+    out = model.apply(params, {"tokens_BL": ids[:, :prompt_len], "lengths_B": lengths} | source, cache=cache)
+    cache = out.cache
     ids, last = draw(ids, out.hidden_BLD[rows, lengths - 1], 0)
     return jax.lax.scan(step, (ids, last, cache), jnp.arange(1, tokens))[0][0]
 

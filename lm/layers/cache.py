@@ -1,5 +1,7 @@
 """Keys and values of the tokens so far, each row with a length of its own."""
 
+from typing import Any
+
 import jax
 
 from lm.core.params import Constant, Param
@@ -8,6 +10,14 @@ from lm.core.params import Constant, Param
 def length_spec(batch_size: int) -> Param:
     """int32 [B]: how many tokens each row holds; setting it back forgets the rest."""
     return Param((batch_size,), ("batch",), Constant(), role="vector", trainable=False, dtype="int32")
+
+
+def grown(cache: dict[str, Any], batch: dict[str, jax.Array]) -> jax.Array:
+    """The lengths after a batch: rows grow by their lengths_B, or else by all of its tokens.
+
+    What the padding of shorter rows has left beyond is overwritten by what comes next.
+    """
+    return cache["length"] + batch.get("lengths_B", batch["tokens_BL"].shape[1])
 
 
 def key_value_spec(batch_size: int, length: int, kv_heads: int, head_dim: int, dtype: str) -> dict[str, Param]:

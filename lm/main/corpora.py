@@ -1,6 +1,7 @@
 """The text of a run: its corpus, opened or built, and the batches of training and validation made from it."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -8,12 +9,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
+from lm.core import params as specs
 from lm.core.errors import UsageError
 from lm.data import corpus as corpora
-from lm.data.stream import Stream, open_stream, prefetch
+from lm.data.stream import Stream, open_stream, prefetch, stack
 from lm.evals import perplexity
 from lm.main.corpus import progress_bar
+from lm.objectives import carry as carries
 from lm.parallel import hosts, rules
 from lm.parallel.mesh import Mesh, under
 
@@ -111,6 +115,7 @@ def scorer(
 ) -> Callable[[Any], dict[str, float]]:
     """A function from weights to the figures of a split, every token of it once in a row.
 
+    Rows of a model that hands on a state are as many lanes: each continues the row of the batch before.
     They are val_loss, each other term of the objective as val_<name>, and val_bits_per_byte where the objective
     predicts the text, every token of it and nothing else (its `scores_text`). Under `evals.max_tokens` the bits per
     byte take the tokens a byte of the whole split.
@@ -125,17 +130,25 @@ def scorer(
     first, count = hosts.host_rows(mesh, batch_size)
     place = rules.batch_sharding(mesh)
     evaluate = under(mesh, perplexity.make_evaluate(model, objective), settings)
+    carry_spec = carries.carry_spec(model, objective, batch_size)
+    steps = -(-examples // batch_size)
+    places = np.arange(steps * batch_size)
+    order = places.reshape(steps, batch_size) if carry_spec is None else places.reshape(batch_size, steps).T
 
-    def rows(start: int) -> dict[str, Any]:
-        batch = stream.rows(start, count)
+    def rows(index: np.ndarray) -> dict[str, Any]:
+        batch = stack(stream.examples_at(index, index))
         for name in batch:
             if name.startswith("weights"):
-                batch[name][max(0, examples - start) :] = 0
+                batch[name][index >= examples] = 0
         return batch
 
     def score(weights: Any) -> dict[str, float]:
-        batches = (hosts.global_array(rows(start + first), place) for start in range(0, examples, batch_size))
-        means = evaluate(weights, None, batches)
+        batches = (hosts.global_array(rows(index[first : first + count]), place) for index in order)
+        carry = None
+        if carry_spec is not None:
+            begin = functools.partial(specs.initialize, carry_spec)
+            carry = jax.jit(begin, out_shardings=rules.shardings(carry_spec, mesh))(jax.random.key(0))
+        means = evaluate(weights, None, batches, carry)
         loss, error = means.pop("loss"), means.pop("loss_error")
         figures = {"val_loss": means.pop("nll", loss)} | ({} if math.isnan(error) else {"val_loss_error": error})
         if objective.scores_text:

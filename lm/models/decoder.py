@@ -173,8 +173,8 @@ class Decoder:
 
         `batch` has tokens_BL and may have positions_BL (otherwise the index in the row),
         documents_BL (attention stays inside equal numbers) and prefix_B (how many first tokens all see one another).
-        `key` turns dropout on. With a `cache` the tokens
-        continue each row from its own length. capture=("hidden_states",) adds [layers + 1, B, L, D]: the
+        `key` turns dropout on. With a `cache` the tokens continue each row from its own length, by lengths_B of them
+        where the batch says so, and else by all. capture=("hidden_states",) adds [layers + 1, B, L, D]: the
         embeddings and what each layer leaves on the residual stream.
         """
         for name in capture:
@@ -184,7 +184,7 @@ class Decoder:
         x = self._embed(params, batch["tokens_BL"], positions, fold(key, 0))
         stacked = self.stack.apply(params, x, context, key=key, cache=cache, capture=bool(capture))
         x = stacked.x
-        cache = None if cache is None else stacked.cache | {"length": cache["length"] + x.shape[1]}
+        cache = None if cache is None else stacked.cache | {"length": caches.grown(cache, batch)}
         if self.norm_place != "post":
             x = self.stack.block.normalize(params["final_norm"], x)
         captured = {} if stacked.states is None else {"hidden_states": stacked.states}

@@ -219,7 +219,7 @@ class EncDec:
         if stacked.states is not None:
             captured["hidden_states"] = stacked.states
         if cache is not None:
-            cache = cache | stacked.cache | {"length": cache["length"] + tokens_BL.shape[1]}
+            cache = cache | stacked.cache | {"length": caches.grown(cache, batch)}
         x = self._leave(params["decoder"], stack, stacked.x, fold(key, 3))
         return Output(x, cache, aux | stacked.aux, captured)
 

@@ -168,13 +168,12 @@ class XLNet:
         }
         return self.apply(params, batch).hidden_BLD[:, 0]
 
-    def carry_spec(self, batch_size: int) -> dict[str, Any]:
-        """{"memory" [layers, B, M, D]: what entered each layer, "length" [B]: how many of its last slots are filled}.
-
-        Raises UsageError where `memory` gives no size.
+    def carry_spec(self, batch_size: int) -> dict[str, Any] | None:
+        """{"memory" [layers, B, M, D]: what entered each layer, "length" [B]: how many of its last slots are filled};
+        None where `memory` gives no size.
         """
         if self.memory is None:
-            raise UsageError("memory=None has no fixed size to carry: set model.memory")
+            return None
         shape, axes = (self.layers, batch_size, self.memory, self.width), ("layers", "batch", "length", "act_embed")
         return {
             "memory": Param(shape, axes, Constant(), role="vector", trainable=False, dtype=self.dtype),

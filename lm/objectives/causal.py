@@ -66,7 +66,26 @@ class Causal:
 
         `subset`, a name and a share of each target's weight [B, L], reports the mean over those under that name.
         """
-        out = model.apply(params, batch, key=key)
+        return self._terms(model, params, batch, model.apply(params, batch, key=key), subset)
+
+    def carried(
+        self,
+        model: Any,
+        params: dict[str, Any],
+        batch: dict[str, jax.Array],
+        carry: Any,
+        *,
+        key: jax.Array | None = None,
+        frozen: Any = None,
+    ) -> tuple[dict[str, tuple[jax.Array, jax.Array, float]], Any]:
+        """(`loss` of rows that continue those which left `carry`, the carry that they leave).
+
+        No gradient goes back into the rows before: truncated backpropagation through time.
+        """
+        out = model.apply(params, batch, key=key, cache=carry)
+        return self._terms(model, params, batch, out, None), out.cache
+
+    def _terms(self, model, params, batch, out, subset):
         form = TokenLoss(model.valid_vocab_size or model.vocab_size, self.label_smoothing, self.z_loss)
         loss, sums = cross_entropy(
             form,

@@ -24,6 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    "gates": (),
     "experts": ("expert",),
     "positions": (),
     "types": (),

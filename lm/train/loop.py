@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.core import keys, tree
 from lm.core.errors import UsageError
+from lm.objectives import carry as carries
 from lm.parallel import hosts, options, rules
 from lm.train import meters, offload, step
 from lm.train.checkpoint import Checkpoints
@@ -59,7 +60,8 @@ def prepare(run: Run, mesh: jax.sharding.Mesh) -> tuple[State, Callable[[jax.Arr
     """
     train = run.train
     settings = train.accumulate, train.ema_decay, train.poison, train.noise_scale, train.offload_optimizer
-    return _programs(run.model, run.objective, run.optimizer, mesh, *settings)
+    lanes = train.batch_size if run.data.order == "lanes" else None
+    return _programs(run.model, run.objective, run.optimizer, mesh, *settings, lanes)
 
 
 @functools.lru_cache(maxsize=4)
@@ -73,15 +75,18 @@ def _programs(
     poison: tuple[int, int] | None,
     noise_scale: bool,
     offload_optimizer: bool,
+    lanes: int | None,
 ) -> tuple[State, Callable[[jax.Array], State], Callable]:
     spec = model.spec()
     transformation = optimizer.build(spec)
 
+    carry_spec = None if lanes is None else carries.carry_spec(model, objective, lanes)
+
     def new(key: jax.Array) -> State:
-        return step.initialize(spec, transformation, key, ema_decay is not None)
+        return step.initialize(spec, transformation, key, ema_decay is not None, carry_spec)
 
     abstract = jax.eval_shape(new, jax.random.key(0))
-    places = step.shardings(spec, abstract, mesh, offload_optimizer)
+    places = step.shardings(spec, abstract, mesh, offload_optimizer, carry_spec)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
     update = None
     if offload_optimizer:
@@ -95,6 +100,7 @@ def _programs(
         poison=poison,
         noise_scale=noise_scale,
         update=update,
+        carry_spec=carry_spec,
     )
     whole, rows = NamedSharding(mesh, PartitionSpec()), rules.batch_sharding(mesh)
     jitted = jax.jit(

@@ -107,7 +107,31 @@ class WSD:
         return _warmed_up(self, steps, after)
 
 
-Schedule = Constant | Linear | Cosine | InverseSqrt | WSD
+@dataclasses.dataclass(frozen=True)
+class StepDecay:
+    """`peak` for `first_steps`, then times `factor` at once and after every `every_steps` more (Zaremba et al. 2014,
+    1409.2329: halved after each epoch from the fifth on).
+    """
+
+    peak: float = 1.0
+    factor: float = 0.5
+    first_steps: int = 1000
+    every_steps: int = 1000
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        _check(self)
+        check_positive(**{f"schedule.{name}": getattr(self, name) for name in ("factor", "first_steps", "every_steps")})
+
+    def build(self, steps: int) -> optax.Schedule:
+        """step -> learning rate, for a run of any number of steps."""
+        decay = optax.exponential_decay(
+            self.peak * self.factor, self.every_steps, self.factor, self.first_steps, staircase=True
+        )
+        return _warmed_up(self, steps, lambda step: jnp.where(step < self.first_steps, self.peak, decay(step)))
+
+
+Schedule = Constant | Linear | Cosine | InverseSqrt | WSD | StepDecay
 
 
 def _check(schedule) -> None:

@@ -11,6 +11,7 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.core import keys, params
+from lm.objectives import carry as carries
 from lm.parallel import rules
 from lm.train import offload
 
@@ -23,7 +24,8 @@ class State:
     """All that a step reads and replaces; donated to it.
 
     `step` counts updates asked for and `examples` rows consumed; `skipped` counts the updates skipped in a
-    row, because their loss or gradient was not finite. `frozen` takes no gradient; `carry` is a cache tree.
+    row, because their loss or gradient was not finite. `frozen` takes no gradient; `carry` is what the rows of the
+    next batch continue from.
     """
 
     step: jax.Array
@@ -44,17 +46,24 @@ class Objective(Protocol):
         ...
 
 
-def initialize(spec: Any, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool) -> State:
+def initialize(
+    spec: Any, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool, carry_spec: Any = None
+) -> State:
     """A new run's state; under `jit` with `shardings` as output shardings it never exists in one piece."""
     weights = params.initialize(spec, keys.named(key, "init"))
     zero = jnp.zeros((), jnp.uint32)
     # The average starts at the weights themselves, in buffers of its own because the state is donated.
     average = jax.tree.map(jnp.copy, weights) if ema else None
-    return State(step=zero, examples=zero, skipped=zero, params=weights, optimizer=optimizer.init(weights), ema=average)
+    carry = None if carry_spec is None else params.initialize(carry_spec, keys.named(key, "carry"))
+    slots = optimizer.init(weights)
+    return State(step=zero, examples=zero, skipped=zero, params=weights, optimizer=slots, ema=average, carry=carry)
 
 
-def shardings(spec: Any, abstract: State, mesh: jax.sharding.Mesh, offload_optimizer: bool = False) -> State:
-    """A NamedSharding for each leaf of `abstract`: a moment lies like its parameter, all else is whole.
+def shardings(
+    spec: Any, abstract: State, mesh: jax.sharding.Mesh, offload_optimizer: bool = False, carry_spec: Any = None
+) -> State:
+    """A NamedSharding for each leaf of `abstract`: a moment lies like its parameter, a carry like the batch, all else
+    is whole.
 
     With `offload_optimizer` moments are in the memory of the device's host, see lm.train.offload.
     """
@@ -70,6 +79,8 @@ def shardings(spec: Any, abstract: State, mesh: jax.sharding.Mesh, offload_optim
         return whole
 
     places = jax.tree.map_with_path(place, abstract)
+    if carry_spec is not None:
+        places = dataclasses.replace(places, carry=rules.shardings(carry_spec, mesh))
     if offload_optimizer:
         slots = jax.tree.map(lambda s: s if s is whole else s.with_memory_kind(offload.HOST), places.optimizer)
         offload.check(slots, mesh)
@@ -87,50 +98,66 @@ def make_step(
     poison: tuple[int, int] | None = None,
     noise_scale: bool = False,
     update: offload.Update | None = None,
+    carry_spec: Any = None,
 ) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, dict[str, jax.Array]]]:
     """step(state, batch, learning rate, the run's key) -> (state, metrics), to be jitted with the state donated.
 
     The loss is the sum over terms of coefficient x sum / weight, the weights taken over the whole batch
     before the first of `accumulate` micro-batches. An update with a loss or gradient that is not finite is
     skipped on the device. `poison=(first, last)` makes the gradients of those steps NaN, for drills.
-    `update` takes the place of the optimizer's own where its slots are elsewhere, see lm.train.offload.
+    `update` takes the place of the optimizer's own where its slots are elsewhere, see lm.train.offload. With a
+    `carry_spec` rows continue from the state's carry, and where batch["resets_B"] is true from the begin.
     Metrics are scalars: "loss", "grad_norm", "learning_rate", "skipped", and each term by its name; with `noise_scale`
     those of `_noise` too.
     """
 
-    def gradients(weights, batch, frozen, key):
-        def terms(weights, batch, i):
-            return objective.loss(model, weights, batch, key=jax.random.fold_in(key, i), frozen=frozen)
+    def gradients(weights, batch, carry, frozen, key):
+        """(((loss, means), gradients), carry)"""
 
-        def loss(weights, batch, i, totals):
-            parts = terms(weights, batch, i)
+        def terms(weights, batch, carry, i):
+            key_i = jax.random.fold_in(key, i)
+            return carries.terms(objective, model, weights, batch, carry, key=key_i, frozen=frozen)
+
+        def loss(weights, batch, carry, i, totals):
+            parts, carry = terms(weights, batch, carry, i)
             means = _means(parts, totals or _weights(parts))
-            return sum(means[name] * c for name, (_, _, c) in parts.items() if c), means
+            return sum(means[name] * c for name, (_, _, c) in parts.items() if c), (means, carry)
 
-        grad = jax.value_and_grad(loss, has_aux=True)
+        def one(i, batch, carry, totals):
+            (value, (means, carry)), grads = jax.value_and_grad(loss, has_aux=True)(weights, batch, carry, i, totals)
+            squares = {_SQUARES: jnp.square(optax.global_norm(grads))} if noise_scale else {}
+            return ((value, means | squares), grads), carry
+
         if accumulate == 1:
-            return grad(weights, batch, 0, None)
-        micro = (jnp.arange(accumulate), jax.tree.map(lambda x: _micro_batches(x, accumulate), batch))
+            return one(0, batch, carry, None)
+        split = jax.tree.map(lambda x: _micro_batches(x, accumulate), (batch, carries.rows_first(carry_spec, carry)))
+        micro = (jnp.arange(accumulate), *split)
         # Weights depend on the batch alone: the compiler drops the rest of this pass.
-        each = jax.lax.map(lambda im: _weights(terms(weights, im[1], im[0])), micro)
+        each = jax.lax.map(
+            lambda m: _weights(terms(weights, m[1], carries.rows_back(carry_spec, m[2]), m[0])[0]), micro
+        )
         totals = jax.tree.map(lambda x: x.sum(0), each)
 
-        def one(i, batch):
-            (value, means), grads = grad(weights, batch, i, totals)
-            squares = {_SQUARES: jnp.square(optax.global_norm(grads))} if noise_scale else {}
-            return (value, means | squares), grads
+        def add(total, m):
+            i, batch, carry = m
+            found, carry = one(i, batch, carries.rows_back(carry_spec, carry), totals)
+            return jax.tree.map(jnp.add, total, found), carries.rows_first(carry_spec, carry)
 
-        def add(total, im):
-            return jax.tree.map(jnp.add, total, one(*im)), None
-
-        shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], micro))
-        return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), micro)[0]
+        first = jax.tree.map(lambda x: x[0], micro)
+        shapes = jax.eval_shape(lambda i, b, c: one(i, b, carries.rows_back(carry_spec, c), totals)[0], *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, carry = jax.lax.scan(add, zeros, micro)
+        carry = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), carry)
+        return total, carries.rows_back(carry_spec, carry)
 
     def step(
         state: State, batch: dict[str, jax.Array], rate: jax.Array, key: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-        (value, means), grads = gradients(state.params, batch, state.frozen, key)
+        carry = state.carry
+        if carry is not None and "resets_B" in batch:
+            carry = carries.restart(carry_spec, carry, batch["resets_B"])
+        ((value, means), grads), carry = gradients(state.params, batch, carry, state.frozen, key)
         if poison is not None:
             first, last = poison
             bad = (state.step >= first) & (state.step <= last)
@@ -161,6 +188,7 @@ def make_step(
             params=keep(weights, state.params),
             optimizer=slots,
             ema=keep(average, state.ema),
+            carry=keep(carry, state.carry),
         )
         metrics = {"loss": value, "grad_norm": grad_norm, "learning_rate": jnp.asarray(rate), "skipped": skipped}
         if noise_scale:

@@ -1,0 +1,148 @@
+"""Recurrent layers: Elman's, gated recurrent units and long short-term memory, each with its own backward pass."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.core.params import Constant, Param
+from lm.layers.linear import project
+
+State = dict[str, jax.Array]
+
+
+def _elman(gates: jax.Array, state: State) -> State:
+    return {"h": jnp.tanh(gates)}
+
+
+def _lstm(gates: jax.Array, state: State) -> State:
+    i, f, g, o = jnp.split(gates, 4, -1)
+    c = jax.nn.sigmoid(f) * state["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return {"h": jax.nn.sigmoid(o) * jnp.tanh(c), "c": c}
+
+
+def _gru(gates: jax.Array, state: State) -> State:
+    r, z, n_x, n_h = jnp.split(gates, 4, -1)
+    n = jnp.tanh(n_x + jax.nn.sigmoid(r) * n_h)
+    z = jax.nn.sigmoid(z)
+    return {"h": (1 - z) * n + z * state["h"]}
+
+
+# What a cell makes of its gates [B, gates x H] and its state; which of the gates its input and its state are summed
+# into; and what it keeps. Elman 1990; Hochreiter and Schmidhuber 1997 with forget gates (Gers et al. 2000); Cho et al.
+# 2014 (1406.1078), whose reset comes after the product, as cuDNN and torch have it.
+_CELLS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...], tuple[str, ...]]] = {
+    "elman": (_elman, (0,), (0,), ("h",)),
+    "lstm": (_lstm, (0, 1, 2, 3), (0, 1, 2, 3), ("h", "c")),
+    "gru": (_gru, (0, 1, 2), (0, 1, 3), ("h",)),
+}
+CELLS = tuple(_CELLS)
+
+
+def recurrent_spec(cell: str, inputs: int, width: int, init: Callable) -> dict[str, Param]:
+    """{"input" [D, gates of the input, H], "state" [H, gates of the state, H], "bias" [gates, H], which is zero}."""
+    _, of_input, of_state, _ = _CELLS[cell]
+    count = max(of_input + of_state) + 1
+    return {
+        "input": Param((inputs, len(of_input), width), ("embed", "gates", "mlp"), init, inputs=("embed",)),
+        "state": Param((width, len(of_state), width), ("embed_out", "gates", "mlp"), init, inputs=("embed_out",)),
+        "bias": Param((count, width), ("gates", "mlp"), Constant(), role="vector"),
+    }
+
+
+def state_spec(cell: str, batch_size: int, width: int) -> dict[str, Param]:
+    """What continues a sequence, zero at its begin: {"h" [B, H]} and for an LSTM "c", in float32."""
+    return {
+        name: Param((batch_size, width), ("batch", "act_mlp"), Constant(), role="vector", trainable=False)
+        for name in _CELLS[cell][3]
+    }
+
+
+def recurrent(
+    cell: str, p: dict[str, jax.Array], x_LBD: jax.Array, state: State, keep_LB: jax.Array | None = None
+) -> State:
+    """The states after each token, [L, B, H] in float32, of rows that continue `state`; "h" is the output.
+
+    Time is the first dimension. Where `keep_LB` is 0 a token starts from zeros instead. Products are of x's dtype, and
+    summed in float32 like all else.
+    """
+    _, of_input, of_state, _ = _CELLS[cell]
+    count = p["bias"].shape[0]
+    gates = _place(project(x_LBD, p["input"].reshape(x_LBD.shape[-1], -1)), of_input, count) + p["bias"].reshape(
+        1, 1, -1
+    )
+    kernel_HG = p["state"].reshape(p["state"].shape[0], -1).astype(x_LBD.dtype)
+    return _run(cell, gates, kernel_HG, state, keep_LB)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(cell, gates_LBG, kernel_HG, state, keep_LB):
+    return _forward(cell, gates_LBG, kernel_HG, state, keep_LB)[0]
+
+
+def _forward(cell, gates_LBG, kernel_HG, state, keep_LB):
+    update, _, of_state, _ = _CELLS[cell]
+    count = gates_LBG.shape[-1] // kernel_HG.shape[0]
+
+    def step(state, now):
+        gates, keep = now
+        state = _kept(state, keep)
+        gates = gates + _place(_dot(state["h"].astype(kernel_HG.dtype), kernel_HG), of_state, count)
+        state = update(gates, state)
+        return state, (gates, state)
+
+    _, (gates_LBG, states) = jax.lax.scan(step, state, (gates_LBG, keep_LB))
+    return states, (gates_LBG, kernel_HG, state, states, keep_LB)
+
+
+def _backward(cell, residuals, cotangents):
+    # Differentiated by itself, the loop would add to the kernel's gradient at every token: here it is one product.
+    update, _, of_state, _ = _CELLS[cell]
+    gates_LBG, kernel_HG, first, states, keep_LB = residuals
+    entered = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first, states)
+
+    def step(after, now):
+        gates, state, own, keep = now
+        _, pull = jax.vjp(update, gates, _kept(state, keep))
+        dgates, dstate = pull(jax.tree.map(jnp.add, after, own))
+        from_state = _taken(dgates, of_state, kernel_HG).astype(kernel_HG.dtype)
+        dstate["h"] = dstate["h"] + _dot(from_state, kernel_HG.T)
+        return _kept(dstate, keep), dgates
+
+    zeros = jax.tree.map(jnp.zeros_like, first)
+    dfirst, dgates_LBG = jax.lax.scan(step, zeros, (gates_LBG, entered, cotangents, keep_LB), reverse=True)
+    h_TH = _kept(entered, keep_LB)["h"].reshape(-1, kernel_HG.shape[0]).astype(kernel_HG.dtype)
+    dgates_TG = _taken(dgates_LBG, of_state, kernel_HG).reshape(h_TH.shape[0], -1).astype(kernel_HG.dtype)
+    dkernel_HG = _dot(h_TH.T, dgates_TG).astype(kernel_HG.dtype)
+    return dgates_LBG, dkernel_HG, dfirst, None if keep_LB is None else jnp.zeros_like(keep_LB)
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _kept(state, keep):
+    return state if keep is None else jax.tree.map(lambda s: s * keep[..., None], state)
+
+
+def _dot(a, b):
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def _place(sums, blocks, count):
+    """[..., count x H]: the blocks of `sums` where they belong among `count`, zeros elsewhere."""
+    if len(blocks) == count:
+        return sums
+    parts = dict(zip(blocks, jnp.split(sums, len(blocks), -1), strict=True))
+    zeros = jnp.zeros_like(parts[blocks[0]])
+    return jnp.concatenate([parts.get(i, zeros) for i in range(count)], -1)
+
+
+def _taken(gates, blocks, kernel_HG):
+    """The transpose of `_place`."""
+    count = gates.shape[-1] // kernel_HG.shape[0]
+    if len(blocks) == count:
+        return gates
+    parts = jnp.split(gates, count, -1)
+    return jnp.concatenate([parts[i] for i in blocks], -1)
