@@ -11,6 +11,8 @@ import numpy as np
 
 from lm.objectives import carry as carries
 
+_CLUSTER_TOKENS = 1000
+
 
 def make_evaluate(model: Any, objective: Any) -> Callable[..., dict[str, float]]:
     """evaluate(params, frozen, batches, carry=None) -> {term: mean over all positions}, and "loss_error".
@@ -49,6 +51,18 @@ def _sums(model: Any, objective: Any) -> Callable:
         return pairs, carry
 
     return sums
+
+
+def score_counted(model: Any, tables: Any, split: Any, max_tokens: int | None = None) -> dict[str, float]:
+    """{"loss", "loss_error"} of a counted model over the split's first `max_tokens`, or all of them, in nats a token.
+
+    Its clusters are blocks of 1,000 tokens.
+    """
+    tokens_T = split.window(0, min(split.tokens, max_tokens or split.tokens))
+    losses_T = -model.score(tables, tokens_T)
+    starts = np.arange(0, len(losses_T), _CLUSTER_TOKENS)
+    sums, weights = (np.add.reduceat(x, starts) for x in (losses_T, np.ones_like(losses_T)))
+    return {"loss": _mean(sums, weights), "loss_error": _error(sums, weights)}
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:

@@ -50,7 +50,8 @@ def generate(
     An encoder-decoder's encoder reads the prompts, and its decoder continues `start`, by default its start_id alone.
     Row r draws from a key of (seed, r), so it does not depend on the other rows. Every token is predicted from the
     `model.context_limit` tokens before it: up to there with a cache, beyond it by a full pass a token, because
-    positions then move. A model with `next_hidden`, which has no such cache, makes a full pass a token from the first.
+    positions then move. A model with `next_hidden`, which has no such cache, makes a full pass a token from the first;
+    a counted one looks up the probabilities of each.
     Raises UsageError for an empty prompt.
     """
     if not continues_text(model):
@@ -72,6 +73,9 @@ def generate(
     ids, lengths = _rows(prompts, tokens)
     longest = int(lengths.max())
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
+    if hasattr(model, "next_log_probs"):
+        rows = _counted(model, settings, tokens, params, prompts, keys)
+        return [_until(row, eos_id) for row in rows]
     if hasattr(model, "next_hidden"):
         limit, cached = limit or longest + tokens, 0
     else:
@@ -101,7 +105,7 @@ def _check_ids(prompts: Sequence[Sequence[int] | np.ndarray], rows: int) -> None
 
 def continues_text(model: Any) -> bool:
     """Whether the model predicts a next token: one that sees both ways, or has another head, does not."""
-    return hasattr(model, "cache_spec") or hasattr(model, "next_hidden")
+    return any(hasattr(model, name) for name in ("cache_spec", "next_hidden", "next_log_probs"))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -143,6 +147,18 @@ def _sliding(model, settings, limit, tokens, params, source, ids, lengths, keys,
         return ids.at[rows, lengths + t].set(chosen), None
 
     return jax.lax.scan(step, ids, jnp.arange(tokens))[0]
+
+
+def _counted(model, settings, tokens, tables, prompts, keys):
+    """What a counted model writes after each prompt, [B, tokens]: its next tokens' probabilities are looked up."""
+    rows = [list(prompt) for prompt in prompts]
+    for t in range(tokens):
+        log_p_BV = np.stack([model.next_log_probs(tables, np.array(row, np.int32)) for row in rows])
+        for row, chosen in zip(
+            rows, np.asarray(_draw(settings, jnp.asarray(log_p_BV, jnp.float32), keys, t)), strict=True
+        ):
+            row.append(int(chosen))
+    return np.array([row[len(row) - tokens :] for row in rows], np.int32)
 
 
 def _next_hidden(model, params, source, tokens_BL, lengths_B):

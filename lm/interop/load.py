@@ -21,7 +21,7 @@ from lm.objectives.mlm import MaskedLM
 from lm.objectives.permutation import Permutation
 from lm.objectives.span import SpanCorruption
 from lm.parallel import rules
-from lm.train import checkpoint, folder
+from lm.train import checkpoint, counted, folder
 from lm.train import run as run_module
 from lm.train.checkpoint import Checkpoints
 from lm.train.optimizers import SGD
@@ -32,12 +32,15 @@ def load(name: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tupl
     """(model, params) of a run folder's newest verified step, of one step's folder, or of a Hugging Face folder.
 
     Parameters are float32, laid out for `mesh` or else on the default device: the average of the weights where
-    the run keeps one. Raises UsageError where `name` is none of them, or where no step verifies.
+    the run keeps one. Those of a counted model are its tables, mapped from their files. Raises UsageError where `name`
+    is none of them, or where no step verifies.
     """
     if hf.is_folder(name):
         return hf.load(name, mesh)
     run_folder, step = checkpoint.locate(name)
     run = load_run(name)
+    if counted.is_counted(run.model):
+        return run.model, counted.open_tables(run_folder, run.model)
     spec = run.model.spec()
     abstract = specs.abstract(spec)
     if mesh is not None:
@@ -54,7 +57,10 @@ def load_params(name: str | os.PathLike, abstract: dict[str, Any]) -> dict[str, 
     if hf.is_folder(name):
         return _placed(hf.load(name)[1], abstract, name)
     run_folder, step = checkpoint.locate(name)
-    return Checkpoints(run_folder).restore_params(abstract, step, _part(load_run(name)))[0]
+    run = load_run(name)
+    if counted.is_counted(run.model):
+        raise UsageError(f"{os.fspath(name)} holds counts, and no weights to start from")
+    return Checkpoints(run_folder).restore_params(abstract, step, _part(run))[0]
 
 
 def _placed(weights: dict[str, Any], abstract: dict[str, Any], name: str | os.PathLike) -> dict[str, jax.Array]:

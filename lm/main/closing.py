@@ -60,7 +60,7 @@ def report(run: Any, corpus: Any, workdir: str, code: int, seconds: float, say: 
             say(f"\na sample:\n{text}\n")
     say(f"{seconds / 60:.1f} minutes; loss curve: {picture}; run folder: {workdir}")
     if code == 0:
-        say(_next(run, workdir))
+        say(next_lines(run, workdir))
 
 
 def already_done(run: Any, workdir: str, say: Callable[[str], None]) -> int:
@@ -70,12 +70,13 @@ def already_done(run: Any, workdir: str, say: Callable[[str], None]) -> int:
     bits, loss = _last(workdir, "val_bits_per_byte"), _last(workdir, "val_loss")
     found = f"; validation loss {loss:.4f}, {bits:.4f} bits per byte" if bits is not None and loss is not None else ""
     say(f"{workdir} is done: all {run.train.steps} steps{found}")
-    say(_next(run, workdir))
+    say(next_lines(run, workdir))
     say(f"  lm train ... --set=train.steps={2 * run.train.steps}    in a new --workdir, to train for longer")
     return 0
 
 
-def _next(run: Any, workdir: str) -> str:
+def next_lines(run: Any, workdir: str) -> str:
+    """What can be done with a finished run."""
     lines = [f"  lm evaluate --checkpoint={workdir} --source=text:FILE"]
     if continues_text(run.model):
         lines.insert(0, f"  lm generate --checkpoint={workdir} --prompt='...' --tokens=100")

@@ -94,7 +94,9 @@ def training_batches(run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh, 
     return (hosts.global_array(batch, place) for batch in rows)
 
 
-def validation(run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]] | None:
+def validation(
+    run: Any, corpus: corpora.Corpus, mesh: jax.sharding.Mesh | None
+) -> Callable[[Any], dict[str, float]] | None:
     """A function from weights to val_loss and val_bits_per_byte; None where the corpus has no validation split."""
     if "validation" not in corpus.splits:
         return None
@@ -107,7 +109,7 @@ def scorer(
     model: Any,
     objective: Any,
     split: Any,
-    mesh: jax.sharding.Mesh,
+    mesh: jax.sharding.Mesh | None,
     batch_size: int,
     evals: Any,
     seq_len: int,
@@ -115,11 +117,14 @@ def scorer(
 ) -> Callable[[Any], dict[str, float]]:
     """A function from weights to the figures of a split, every token of it once in a row.
 
+    A counted model scores its tokens one after another, the first among them, and needs no mesh.
     Rows of a model that hands on a state are as many lanes: each continues the row of the batch before.
     They are val_loss, each other term of the objective as val_<name>, and val_bits_per_byte where the objective
     predicts the text, every token of it and nothing else (its `scores_text`). Under `evals.max_tokens` the bits per
     byte take the tokens a byte of the whole split.
     """
+    if mesh is None:
+        return lambda tables: _val(perplexity.score_counted(model, tables, split, evals.max_tokens), split, objective)
     length = evals.seq_len or seq_len
     stream = Stream(split, objective, length, order="sequential")
     examples = stream.examples
@@ -149,14 +154,19 @@ def scorer(
             begin = functools.partial(specs.initialize, carry_spec)
             carry = jax.jit(begin, out_shardings=rules.shardings(carry_spec, mesh))(jax.random.key(0))
         means = evaluate(weights, None, batches, carry)
-        loss, error = means.pop("loss"), means.pop("loss_error")
-        figures = {"val_loss": means.pop("nll", loss)} | ({} if math.isnan(error) else {"val_loss_error": error})
-        if objective.scores_text:
-            bits = perplexity.bits_per_byte(figures["val_loss"], split.tokens, split.text_bytes)
-            figures["val_bits_per_byte"] = bits
-        return figures | {f"val_{name}": value for name, value in means.items()}
+        return _val(means, split, objective)
 
     return score
+
+
+def _val(means: dict[str, float], split: Any, objective: Any) -> dict[str, float]:
+    """The means under their names in metrics, and the bits per byte."""
+    loss, error = means.pop("loss"), means.pop("loss_error")
+    figures = {"val_loss": means.pop("nll", loss)} | ({} if math.isnan(error) else {"val_loss_error": error})
+    if objective.scores_text:
+        bits = perplexity.bits_per_byte(figures["val_loss"], split.tokens, split.text_bytes)
+        figures["val_bits_per_byte"] = bits
+    return figures | {f"val_{name}": value for name, value in means.items()}
 
 
 def _pointed_at(data: Any, corpus: corpora.Corpus) -> Any:

@@ -37,6 +37,7 @@ def main(values: flags.FlagValues) -> int:
     from lm.interop.load import load, load_run, load_tokenizer
     from lm.main import corpora, devices
     from lm.parallel.mesh import Mesh
+    from lm.train.counted import is_counted
     from lm.train.run import Evals
 
     run, tokenizer = load_run(checkpoint), load_tokenizer(checkpoint)
@@ -48,9 +49,11 @@ def main(values: flags.FlagValues) -> int:
     if run.objective is None:
         raise UsageError(f"{checkpoint} is no model of text by itself: it has no objective to be scored by")
     batch_size, max_tokens = value(values, "batch_size"), value(values, "max_tokens")
-    devices.start(batch_size)
+    counted = is_counted(run.model)
+    if not counted:
+        devices.start(batch_size)
     with _split(values, tokenizer) as split:
-        mesh = Mesh().build()
+        mesh = None if counted else Mesh().build()
         model, params = load(checkpoint, mesh)
         evals = Evals(batch_size=batch_size, seq_len=value(values, "seq_len"), max_tokens=max_tokens)
         score = corpora.scorer(model, run.objective, split, mesh, batch_size, evals, run.train.seq_len)

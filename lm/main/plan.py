@@ -43,7 +43,12 @@ def main(values: flags.FlagValues) -> int:
     run = load_run(experiment, value(values, "set"))
 
     from lm.plan import decode, hardware, report
+    from lm.train.counted import is_counted
 
+    if is_counted(run.model):
+        raise UsageError(
+            f"--experiment={experiment} counts and takes no step that could be planned: lm train counts it"
+        )
     wanted = hardware.parse(name)
     search, tokens, decoding = (value(values, flag) for flag in ("search", "tokens", "decode"))
     if search and wanted.chip is None:

@@ -51,9 +51,11 @@ def main(values: flags.FlagValues) -> int:
     )
 
     from lm.main import corpora, devices
+    from lm.train.counted import is_counted
 
     corpora.check_named(run)
-    devices.start(run.train.batch_size, parameters(run.model), run.train.seq_len)
+    if not is_counted(run.model):  # Which is a matter of one process, and of no device.
+        devices.start(run.train.batch_size, parameters(run.model), run.train.seq_len)
     return train(run, experiment, workdir, options, _began(workdir))
 
 
@@ -82,11 +84,12 @@ def train(
     from lm.core import files
     from lm.main import corpora
     from lm.parallel import hosts
+    from lm.train.counted import is_counted
     from lm.train.ledger import Ledger
     from lm.train.lock import RunLock
     from lm.train.times import Times, last_sign
 
-    if run.mesh.preset != "auto":  # Refused before a corpus is built.
+    if run.mesh.preset != "auto" and not is_counted(run.model):  # Refused before a corpus is built.
         hosts.host_rows(run.mesh.build(), run.train.batch_size)
     ledger = Ledger(workdir, writes=hosts.is_main())
     report = _reporter(ledger)
@@ -115,18 +118,37 @@ def _train(
     import jax
 
     from lm.core import config
-    from lm.main import closing, corpora
+    from lm.main import closing, corpora, counted
     from lm.parallel import hosts
     from lm.parallel.mesh import under
     from lm.plan import search
     from lm.report import row
     from lm.train import loop
     from lm.train.checkpoint import Checkpoints, SaveError
+    from lm.train.counted import is_counted
     from lm.train.metrics import Metrics
     from lm.train.progress import Display
     from lm.train.run import resolve
 
+    launch = os.environ.get("LM_LAUNCH")  # Of a launcher: the same for all starts that it makes of its own accord.
+
+    def started(step: int) -> None:
+        times.write(
+            "start",
+            step=step,
+            counted_from=times.counted_from,
+            seen=seen,
+            lock=lock.id,
+            launch=launch,
+            experiment=experiment,
+            digest=config.digest(run),
+            corpus=corpora.fingerprint(run, corpus),
+            init_from=options.init_from,
+        )
+
     run = resolve(run, corpus.tokenizer())
+    if is_counted(run.model):
+        return counted.train(run, experiment, workdir, corpus, started, times)
     if run.mesh.preset == "auto":
         run = search.on_devices(run, jax.devices(), run.mesh.slices)
     mesh = run.mesh.build()
@@ -147,25 +169,13 @@ def _train(
             state = _initialized_from(options.init_from, corpus, state, abstract)
             say(f"weights from {options.init_from}")
     first = int(state.step)
-    launch = os.environ.get("LM_LAUNCH")  # Of a launcher: the same for all starts that it makes of its own accord.
     fruitless = ledger.starts(launch, first) if launch and hosts.is_main() else 0
     if hosts.broadcast(fruitless) >= FRUITLESS and first < run.train.steps:
         ledger.write("crash_loop", step=first, launch=launch)
         if hosts.is_main():
             print(_crash_loop(workdir, first), file=sys.stderr)
         return 1
-    times.write(
-        "start",
-        step=first,
-        counted_from=times.counted_from,
-        seen=seen,
-        lock=lock.id,
-        launch=launch,
-        experiment=experiment,
-        digest=config.digest(run),
-        corpus=corpora.fingerprint(run, corpus),
-        init_from=options.init_from,
-    )
+    started(first)
     if first >= run.train.steps:
         if hosts.is_main() and row.read(workdir) is None:
             row.write(workdir, run, corpus, corpora.fingerprint(run, corpus), "done", mesh.size)
@@ -247,11 +257,14 @@ def _reporter(ledger: Any) -> Callable[..., None]:
 
 
 def parameters(model: Any) -> int:
-    """How many there are, with the smallest table where the vocabulary is not known yet."""
+    """How many there are, with the smallest table where the vocabulary is not known yet; of counted models none."""
     from lm.core import params
     from lm.models.headed import with_vocabulary
+    from lm.train.counted import is_counted
     from lm.train.run import VOCAB_MULTIPLE
 
+    if is_counted(model):
+        return 0
     sized = model if model.vocab_size else with_vocabulary(model, VOCAB_MULTIPLE, None)
     return params.count(sized.spec())
 

@@ -120,6 +120,6 @@ class Headed:
 
 def with_vocabulary(model: Any, rows: int | None, valid: int | None) -> Any:
     """The model, or what it is built on, with that vocab_size and valid_vocab_size."""
-    if isinstance(model, Headed):
+    if hasattr(model, "base"):
         return dataclasses.replace(model, base=with_vocabulary(model.base, rows, valid))
     return dataclasses.replace(model, vocab_size=rows, valid_vocab_size=valid)

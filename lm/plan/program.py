@@ -154,6 +154,7 @@ class _Ids:
     """A tokenizer of which only the number of ids is known."""
 
     vocab_size: int
+    eos_id: int | None = None
 
     def special(self, name: str) -> None:
         return None

@@ -64,6 +64,8 @@ def _row(arm: Arm, base: Arm, found: compare.Difference | None, p_holm: float, c
         "arm": arm.label,
         "seeds": len(arm.losses),
         "loss": float(np.mean(arm.losses)) if arm.best else math.nan,
+        "perplexity": float(np.exp(np.mean(arm.losses))) if arm.best else math.nan,
+        "bits per byte": float(np.mean([row.get("bits_per_byte") or math.nan for row in arm.best or arm.rows])),
         "loss interval": compare.interval(arm.losses),
         "difference": found.mean if found else math.nan,
         "difference interval": found.interval if found else compare.UNKNOWN,

@@ -23,13 +23,22 @@ _DECAYED = 0.2  # A schedule whose last rate is below this share of its highest 
 _LAST_LOSSES = 10  # Logged training losses that are averaged.
 
 
-def write(workdir: str | os.PathLike, run: Any, corpus: Any, digest: str, status: str, devices: int) -> None:
+def write(
+    workdir: str | os.PathLike,
+    run: Any,
+    corpus: Any,
+    digest: str,
+    status: str,
+    devices: int,
+    stored: int | None = None,
+) -> None:
     """Writes the row of a resolved run that has ended as `status`, "done" or "diverged".
 
-    `corpus` has the run's splits, and `digest` is that of all that it read.
+    `corpus` has the run's splits, and `digest` is that of all that it read. A counted model has `stored` n-grams.
     """
     ended = {"status": status, "corpus": digest}
-    files.write_json(files.path(workdir) / NAME, _row(workdir, run, corpus, devices) | ended)
+    sizes = _trained(run, corpus) if stored is None else _counted(run, corpus, stored)
+    files.write_json(files.path(workdir) / NAME, _row(workdir, run, corpus, devices) | sizes | ended)
 
 
 def read(workdir: str | os.PathLike) -> dict[str, Any] | None:
@@ -44,12 +53,7 @@ def add(workdir: str | os.PathLike, **figures: Any) -> None:
 
 
 def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dict[str, Any]:
-    """N, D (tokens), C, loss (validation, nats a token), seed and group, and what they were counted from."""
-    train, spec, rates = run.train, run.model.spec(), learning_rates(run)
-    tokens = train.steps * train.batch_size * train.seq_len
-    sizes = conventions.counts(run.model, spec)
-    per_token = conventions.flops_per_token(run.model, spec, train.seq_len)
-    parameters = sizes["params_trunk"] + sizes["params_head"]
+    """Loss (validation, nats a token), seed and group, and where its time went."""
     ledger = Ledger(workdir).rows()
     seconds, spent = _seconds(ledger), goodput.classes(ledger)
     return {
@@ -57,33 +61,61 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dic
         "run": os.fspath(workdir),
         "digest": config.digest(run),
         "commit": _commit(),
-        "N": parameters,
-        "D": tokens,
-        "C": 6.0 * parameters * tokens,
-        "convention": CONVENTION,
         **_losses(metrics.read(workdir)),
-        "seed": train.seed,
+        "seed": run.train.seed,
         "data_seed": run.data.seed,
         "group": without_seed(run.name),
-        **sizes,
-        **{name: work * tokens for name, work in per_token.items()},
-        "flops_program": train.steps * train.batch_size * _program_flops(run, corpus),
-        **{name: getattr(run.model, name, None) for name in ("layers", "width", "heads", "vocab_size")},
-        "seq_len": train.seq_len,
-        "steps": train.steps,
-        "batch_tokens": train.batch_size * train.seq_len,
-        "unique_tokens": None if run.data.mixture else min(tokens, corpus.splits["train"].tokens),
+        "vocab_size": run.model.vocab_size,
         "validation_tokens": corpus.splits["validation"].tokens if "validation" in corpus.splits else 0,
-        "optimizer": type(run.optimizer).__name__,
-        "learning_rate": run.schedule.peak,
-        "weight_decay": run.optimizer.weight_decay,
-        "schedule": type(run.schedule).__name__,
-        "decayed": bool(rates[-1] <= _DECAYED * rates.max()),
         "seconds": seconds,
         "device_hours": seconds * devices / 3600,
         **{f"seconds_{name}": figure for name, figure in spent.items()},
         **({"goodput": goodput.share(spent)} if spent else {}),
         "config": config.to_json(run),
+    }
+
+
+def _trained(run: Any, corpus: Any) -> dict[str, Any]:
+    """N, D (tokens) and C, and what they were counted from."""
+    train, spec, rates = run.train, run.model.spec(), learning_rates(run)
+    tokens = train.steps * train.batch_size * train.seq_len
+    sizes = conventions.counts(run.model, spec)
+    per_token = conventions.flops_per_token(run.model, spec, train.seq_len)
+    parameters = sizes["params_trunk"] + sizes["params_head"]
+    return {
+        "N": parameters,
+        "D": tokens,
+        "C": 6.0 * parameters * tokens,
+        "convention": CONVENTION,
+        **sizes,
+        **{name: work * tokens for name, work in per_token.items()},
+        "flops_program": train.steps * train.batch_size * _program_flops(run, corpus),
+        **{name: getattr(run.model, name, None) for name in ("layers", "width", "heads")},
+        "seq_len": train.seq_len,
+        "steps": train.steps,
+        "batch_tokens": train.batch_size * train.seq_len,
+        "unique_tokens": None if run.data.mixture else min(tokens, corpus.splits["train"].tokens),
+        "optimizer": type(run.optimizer).__name__,
+        "learning_rate": run.schedule.peak,
+        "weight_decay": run.optimizer.weight_decay,
+        "schedule": type(run.schedule).__name__,
+        "decayed": bool(rates[-1] <= _DECAYED * rates.max()),
+    }
+
+
+def _counted(run: Any, corpus: Any, stored: int) -> dict[str, Any]:
+    """The same of a model that is counted: a parameter an n-gram, an addition for each that ends at a token."""
+    tokens = corpus.splits["train"].tokens
+    return {
+        "N": stored,
+        "D": tokens,
+        "C": float(run.model.order * tokens),
+        "convention": "N = stored n-grams, C = order x D additions",
+        "params_total": stored,
+        "unique_tokens": tokens,
+        "flops_program": float(run.model.order * tokens),
+        "learning_rate": 0.0,
+        "decayed": True,
     }
 
 

@@ -119,6 +119,8 @@ class Run:
 class Vocabulary(Protocol):
     """What `resolve` needs of a tokenizer."""
 
+    eos_id: int | None
+
     @property
     def vocab_size(self) -> int: ...
 
@@ -148,8 +150,9 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
     """`run` with the vocabulary size of its model and the special ids of its objective filled in.
 
     The rows are all ids of both, padded to a multiple of 128 unless `model.vocab_size` gives a number; logits past
-    the valid ones are masked. A decoder with a source starts from the objective's `start_id`. Raises UsageError for a
-    given number below that, and for an objective with a source whose model has no place for one.
+    the valid ones are masked. Contexts of a counted model start anew after the tokenizer's `eos_id`. A decoder with a
+    source starts from the objective's `start_id`. Raises UsageError for a given number below that, and for an
+    objective with a source whose model has no place for one.
     """
     _check_fit(run.objective, run.model)
     objective = with_ids(run.objective, tokenizer)
@@ -163,6 +166,8 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
             "leave it unset, or use the corpus that the model was made for"
         )
     model = with_vocabulary(run.model, rows, valid)
+    if hasattr(model, "with_boundary"):
+        model = model.with_boundary(tokenizer.eos_id)
     if "source" in objective.needs:
         _check_source(model, valid)
         model = dataclasses.replace(model, start_id=objective.start_id)
