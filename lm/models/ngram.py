@@ -71,6 +71,10 @@ class NGram:
             raise UsageError("vocab_size=None is not resolved: take it from the tokenizer or set it")
         return self.valid_vocab_size or self.vocab_size
 
+    def with_boundary(self, boundary_id: int | None) -> "NGram":
+        """The model with that boundary, unless it has one."""
+        return self if self.boundary_id is not None else dataclasses.replace(self, boundary_id=boundary_id)
+
     def fit(self, split: Any, folder: str | os.PathLike, progress: Progress | None = None) -> None:
         """Writes the tables into an existing, empty folder.
 

@@ -19,7 +19,7 @@ class Cached:
     as words; before the first token it is empty, and the n-gram model alone decides. Nothing more is fitted.
     """
 
-    model: NGram = NGram()
+    base: NGram = NGram()
     tokens: int = 200
     weight: float = 0.1
 
@@ -34,28 +34,36 @@ class Cached:
     @property
     def vocab_size(self) -> int | None:
         """That of the n-gram model, and so is all else."""
-        return self.model.vocab_size
+        return self.base.vocab_size
 
     @property
     def valid_vocab_size(self) -> int | None:
-        return self.model.valid_vocab_size
+        return self.base.valid_vocab_size
+
+    @property
+    def order(self) -> int:
+        return self.base.order
+
+    def with_boundary(self, boundary_id: int | None) -> "Cached":
+        """See lm.models.ngram.NGram.with_boundary."""
+        return dataclasses.replace(self, base=self.base.with_boundary(boundary_id))
 
     def fit(self, split: Any, folder: str | os.PathLike, progress: Progress | None = None) -> None:
         """See lm.models.ngram.NGram.fit."""
-        self.model.fit(split, folder, progress)
+        self.base.fit(split, folder, progress)
 
     def open(self, folder: str | os.PathLike) -> Tables:
         """See lm.models.ngram.NGram.open."""
-        return self.model.open(folder)
+        return self.base.open(folder)
 
     def counts(self, tables: Tables) -> dict[int, int]:
         """See lm.models.ngram.NGram.counts."""
-        return self.model.counts(tables)
+        return self.base.counts(tables)
 
     def score(self, tables: Tables, tokens_T: np.ndarray) -> np.ndarray:
         """ln p of each token given those before it, float64 [T]."""
-        log_p_T = self.model.score(tables, tokens_T)
-        for a, b in spans(len(tokens_T), self.model.chunk_tokens):
+        log_p_T = self.base.score(tables, tokens_T)
+        for a, b in spans(len(tokens_T), self.base.chunk_tokens):
             first = max(0, a - self.tokens)
             p_cache = self._shares(np.asarray(tokens_T[first:b], np.int64))[a - first :]
             log_p_T[a:b] = self._mix(log_p_T[a:b], p_cache, np.arange(a, b) > 0)
@@ -63,9 +71,9 @@ class Cached:
 
     def next_log_probs(self, tables: Tables, context_T: np.ndarray) -> np.ndarray:
         """ln p of every token after those of the context, float64 [V]."""
-        log_p_V = self.model.next_log_probs(tables, context_T)
+        log_p_V = self.base.next_log_probs(tables, context_T)
         recent = np.asarray(context_T, np.int64)[-self.tokens :]
-        shares_V = np.bincount(recent, minlength=self.model.classes) / max(1, len(recent))
+        shares_V = np.bincount(recent, minlength=self.base.classes) / max(1, len(recent))
         return self._mix(log_p_V, shares_V, np.array(len(recent) > 0))
 
     def _shares(self, tokens_T: np.ndarray) -> np.ndarray:

@@ -13,6 +13,8 @@ PRINTED = (
     "arm",
     "seeds",
     "loss",
+    "perplexity",
+    "bits per byte",
     "difference",
     "p (Holm)",
     "test",

@@ -119,7 +119,8 @@ class Run:
 class Vocabulary(Protocol):
     """What `resolve` needs of a tokenizer."""
 
-    eos_id: int | None
+    @property
+    def eos_id(self) -> int | None: ...
 
     @property
     def vocab_size(self) -> int: ...
