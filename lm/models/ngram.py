@@ -32,7 +32,7 @@ class NGram:
     contexts are those of a lower order: a Markov chain. "arpa" has its tables from a file, see lm.models.arpa.
     `open_vocabulary` gives words outside the vocabulary one class more, as lmplz does.
     After `boundary_id` contexts start anew: to the left it stands for `<s>`, one a line, to the right for `</s>`; None
-    is one endless text. `chunk_tokens` are counted in memory at a time, in some 100 bytes each.
+    is one endless text. `chunk_tokens` are counted at a time, in some 110 bytes of memory each.
     """
 
     order: int = 5

@@ -111,7 +111,7 @@ def add_neighbours(
         for a, b in spans(len(suffixes[n]), chunk_tokens):
             np.add.at(gram.counts, suffixes[n][a:b], 1)
         if n <= len(first_tokens):
-            rank = int(gram.keys.searchsorted(rank * classes + first_tokens[n - 1]))
+            rank = int(gram.keys.searchsorted(rank * classes + int(first_tokens[n - 1])))
             gram.counts[rank] += 1
 
 

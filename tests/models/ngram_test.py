@@ -60,6 +60,7 @@ class Dictionary:
                 left[tuple(tokens[:n])] += 1
             raw = self.grams[n]
             self.grams[n] = collections.Counter({g: raw[g] if g[0] == -1 else left[g] for g in raw})
+        self.counts_of_counts = [collections.Counter(grams.values()) for grams in self.grams]
 
     def lines(self, tokens):
         tokens = tuple(int(i) for i in tokens)
@@ -114,7 +115,7 @@ class Dictionary:
         return found
 
     def discount(self, n, count):
-        m = collections.Counter(self.grams[n].values())
+        m = self.counts_of_counts[n]
         y = m[1] / (m[1] + 2 * m[2])
         if self.model.smoothing == "kneser_ney":
             return y
@@ -123,7 +124,7 @@ class Dictionary:
         return (found if usual else (0.5, 1, 1.5))[min(count, 3) - 1]
 
     def ratio(self, n, count):
-        m, k = collections.Counter(self.grams[n].values()), self.model.cutoff
+        m, k = self.counts_of_counts[n], self.model.cutoff
         if count > k:
             return 1
         above = (k + 1) * m[k + 1] / m[1]
@@ -199,6 +200,14 @@ def test_chunks_change_nothing(name, boundary_id, tmp_path):
     assert not [path for path in (tmp_path / "chunks").iterdir() if path.suffix not in (".npy", ".json")]
     held_out = text(100, seed=5)
     np.testing.assert_array_equal(chunked.score(pieces, held_out), model.score(tables, held_out))
+
+
+def test_keys_outgrow_32_bits(tmp_path):
+    model = NGram(order=3, vocab_size=100_000)
+    tokens = np.arange(50_000)[::-1]
+    tables = fitted(model, tokens, tmp_path / "tables")
+    assert tables["keys_3"].max() > 2**32 and model.counts(tables) == {1: 50_000, 2: 49_999, 3: 49_998}
+    assert np.exp(model.next_log_probs(tables, tokens[:2])).sum() == pytest.approx(1, abs=1e-9)
 
 
 def test_add_k_and_maximum_likelihood_are_nltks(tmp_path):
