@@ -47,8 +47,9 @@ def main(values: flags.FlagValues) -> int:
     for number, row in enumerate(rows, 1):
         if len(rows) > 1:
             print(f"--- {number}")
-        # What an encoder has read is no part of what its decoder writes.
-        print(("" if hasattr(model, "encode") else prompt) + tokenizer.decode(row))
+        # What an encoder has read is no part of what its decoder writes. Words are parted where two of them meet.
+        read = [] if hasattr(model, "encode") or not prompt else ids.tolist()
+        print(tokenizer.decode([*read, *row]))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Validation loss over tokens, a line an arm with a band over its seeds, and loss over learning rate."""
+"""Validation loss over tokens, or over FLOPs where models differ in kind, and loss over learning rate."""
 
 import io
 from collections.abc import Sequence
@@ -31,7 +31,8 @@ def draw(arms: Sequence[Arm]) -> str:
 
 
 def _curves(axes: Any, arms: Sequence[Arm]) -> None:
-    ends = []
+    """Models of several kinds are compared by the work they were trained with, counted ones by their additions."""
+    ends, families = [], len({type(arm.run.model) for arm in arms}) > 1
     for i, arm in enumerate(arms):
         curves = [_validation(row) for row in arm.best]
         curves = [curve for curve in curves if len(curve)]
@@ -40,14 +41,16 @@ def _curves(axes: Any, arms: Sequence[Arm]) -> None:
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
         if not steps:
             continue
-        tokens = np.array(steps) * arm.rows[0]["batch_tokens"]
+        first = arm.rows[0]
+        spent = np.array(steps) / steps[-1] * first["C" if families else "D"]
         losses = np.array([[curve[step] for step in steps] for curve in curves])
         color = f"C{i % 10}"
-        axes.plot(tokens, losses.mean(0), ".-", color=color, label=arm.label, markersize=4, linewidth=1.2)
+        axes.plot(spent, losses.mean(0), ".-", color=color, label=arm.label, markersize=4, linewidth=1.2)
         if len(losses) > 1:
-            axes.fill_between(tokens, losses.min(0), losses.max(0), color=color, alpha=0.2, linewidth=0)
+            axes.fill_between(spent, losses.min(0), losses.max(0), color=color, alpha=0.2, linewidth=0)
         ends.append(losses[:, len(steps) // 4 :].max())
-    axes.set(xlabel="tokens", ylabel="validation loss (nats per token)", title="best rate; band: all seeds")
+    axes.set(xlabel="training FLOPs" if families else "tokens", ylabel="validation loss (nats per token)")
+    axes.set(title="best rate; band: all seeds", xscale="log" if families else "linear")
     if ends:
         axes.set_ylim(top=max(ends) + 0.02 * max(ends))
     axes.legend(frameon=False, fontsize=8, ncols=1 + len(arms) // 12)

@@ -5,6 +5,8 @@ import pathlib
 
 from lm.data.stream import Data
 from lm.models.decoder import Decoder
+from lm.models.ngram import NGram
+from lm.models.recurrent import Recurrent
 from lm.objectives.causal import Causal
 from lm.train.run import Evals, Run, Train
 from lm.train.schedules import Cosine
@@ -73,3 +75,18 @@ def _named(peak: float, seed: int) -> Run:
         train=dataclasses.replace(base.train, seed=seed),
         evals=dataclasses.replace(base.evals, sample_tokens=0),
     )
+
+
+def lanes() -> Run:
+    """An LSTM that carries its states from step to step."""
+    base = run()
+    return dataclasses.replace(
+        base,
+        model=Recurrent(layers=1, width=8, dropout=0.1),
+        data=dataclasses.replace(base.data, order="lanes"),
+    )
+
+
+def counted() -> Run:
+    """Trigrams."""
+    return dataclasses.replace(run(), model=NGram(order=3))
