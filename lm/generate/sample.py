@@ -73,7 +73,7 @@ def generate(
     longest = int(lengths.max())
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
     if hasattr(model, "next_hidden"):
-        limit, cached = limit or longest + tokens, 0
+        limit, cached = min(limit or longest + tokens, longest + tokens), 0
     else:
         cached = tokens if limit is None else max(0, min(tokens, limit - longest))
     if cached:

@@ -118,9 +118,8 @@ def lsh_attention(
         meetings = _meetings(form, buckets_BHRL, inverse // form.chunk, sorted_chunks)
         seen = seen & _in_round(form, R, L // form.chunk) & _same(form, chunks(jnp.sort(buckets_BHRL, -1)))
         scores = scores - jnp.log(meetings)
-    scores = jnp.where(seen, scores, HIDDEN)
     scores = jnp.where(places[..., None] == key_places[..., None, :], _SELF, scores)
-    o, total = weighted(scores, window(form, v), form.dropout, key)
+    o, total = weighted(jnp.where(seen, scores, HIDDEN), window(form, v), form.dropout, key)
     o, total = (_permuted(x.reshape(B, H, R, L, -1), inverse, order) for x in (o, total))
     share = jnp.exp(total - jax.nn.logsumexp(total, 2, keepdims=True))
     if form.masking == "buckets":
