@@ -13,7 +13,7 @@ from lm.layers.lsh import LSH
 from lm.models.reformer import Reformer
 from lm.objectives.copy import Copy
 from lm.train.optimizers import AdamW
-from lm.train.run import Evals, Run, Train
+from lm.train.run import Run, Train
 from lm.train.schedules import WSD
 
 
