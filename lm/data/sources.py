@@ -2,6 +2,7 @@
 
     text:PATH            one document a file           lines:PATH    one document a line, blank ones left out
     jsonl:PATH[#FIELD]   FIELD ("text") of each line   synthetic:markov[?symbols=64&order=1&seed=0&tokens=2000000]
+                                                       synthetic:copy[?symbols=127&length=256&total=20000&seed=0]
     tfds:NAME[/CONFIG][:SPLIT][#FIELD]                 python[:train|:validation]   sorted files of the standard library
 
 A PATH may be a glob (`**` too) and end in .gz or .zst.
@@ -140,7 +141,7 @@ def _is_held_out(name: str) -> bool:
 
 
 def _synthetic(text: str, counts: Counts) -> Iterator[str]:
-    yield synthetic.parse(text).text()
+    yield from synthetic.parse(text).documents()
 
 
 def _tfds(rest: str, counts: Counts) -> Iterator[str]:

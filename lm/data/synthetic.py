@@ -1,10 +1,11 @@
-"""Text drawn from a known source, whose entropy rate no model can beat."""
+"""Text drawn from a known process, of which the best that a model can do is known."""
 
 import bisect
 import dataclasses
 import functools
 import typing
 import urllib.parse
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import special
@@ -90,23 +91,62 @@ class Markov:
             context = context * self.symbols + symbols[i : i + count]
         return np.log(self.transition[context, symbols[self.order :]])
 
+    def documents(self) -> Iterator[str]:
+        """One, the whole sample."""
+        yield self.text()
+
     def text(self) -> str:
         """The sample as characters."""
-        return (self.sample() + self._first).astype("<u4").tobytes().decode("utf-32-le")
+        return _characters(self.sample(), self.symbols)
 
     def read(self, text: str) -> np.ndarray:
         """The symbols of such text, int32: the inverse of `text`."""
-        return (np.frombuffer(text.encode("utf-32-le"), "<u4") - self._first).astype(np.int32)
-
-    @property
-    def _first(self) -> int:
-        return ord("!") if self.symbols <= 94 else 0x4E00  # Printable ASCII, else the CJK ideographs.
+        return (np.frombuffer(text.encode("utf-32-le"), "<u4") - _first(self.symbols)).astype(np.int32)
 
 
-_NAMES = {"markov": Markov}
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """Documents 0w0w of `length`, w of `symbols` random symbols (Kitaev et al. 2020, 2001.04451, section 5).
+
+    What follows the second 0 can be told from the first half alone, where each symbol costs ln `symbols` nats. Symbol
+    i, and 0, are characters as those of Markov.
+    """
+
+    symbols: int = 127
+    length: int = 256
+    total: int = 20_000
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 1 <= self.symbols < 20_000 or self.length < 4 or self.length % 2 or self.total < 1:
+            raise UsageError(
+                f"synthetic:copy needs 1 to 19,999 symbols, an even length from 4 on and a positive total, got {self}"
+            )
+
+    def sample(self) -> np.ndarray:
+        """[total, length] int32."""
+        rng = np.random.default_rng([self.seed, 0])
+        drawn = rng.integers(1, self.symbols + 1, (self.total, self.length // 2), np.int32)
+        drawn[:, 0] = 0
+        return np.tile(drawn, 2)
+
+    def documents(self) -> Iterator[str]:
+        """The rows of the sample as characters."""
+        return (_characters(row, self.symbols + 1) for row in self.sample())
 
 
-def parse(text: str) -> Markov:
+_NAMES: dict[str, type[Markov] | type[Copy]] = {"markov": Markov, "copy": Copy}
+
+
+def _characters(symbols: np.ndarray, alphabet: int) -> str:
+    return (symbols + _first(alphabet)).astype("<u4").tobytes().decode("utf-32-le")
+
+
+def _first(alphabet: int) -> int:
+    return ord("!") if alphabet <= 94 else 0x4E00  # Printable ASCII, else the CJK ideographs.
+
+
+def parse(text: str) -> Markov | Copy:
     """The source of "NAME[?setting=value&...]", such as "markov?symbols=64&order=1"."""
     name, _, query = text.partition("?")
     if name not in _NAMES:

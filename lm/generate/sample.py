@@ -77,7 +77,7 @@ def generate(
         rows = _counted(model, settings, tokens, params, prompts, keys)
         return [_until(row, eos_id) for row in rows]
     if hasattr(model, "next_hidden"):
-        limit, cached = limit or longest + tokens, 0
+        limit, cached = min(limit or longest + tokens, longest + tokens), 0
     else:
         cached = tokens if limit is None else max(0, min(tokens, limit - longest))
     if cached:

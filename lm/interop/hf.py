@@ -24,7 +24,7 @@ from lm.models.headed import Headed, with_vocabulary
 # The first that can express a model does.
 FAMILIES = (
     *("gpt2", "llama", "gpt1", "neox", "falcon", "gemma3", "mixtral", "qwen3_moe"),
-    *("bert", "modernbert", "xlnet", "t5", "bart", "heads"),
+    *("bert", "modernbert", "xlnet", "reformer", "t5", "bart", "heads"),
 )
 CONFIG = "config.json"
 _BARE = {"BartModel": "BartForConditionalGeneration"}  # What BART's own checkpoints call themselves.
@@ -232,7 +232,7 @@ def _drop_copies(folder: Any, aliases: dict[str, str], reader: safetensors.Reade
 
 def _settle_tie(model: Any, architecture: str, family: Any, reader: safetensors.Reader, names: dict[str, str]) -> Any:
     """The model as its file has it: tied as its config says, except that a head that differs is its own."""
-    if isinstance(model, Headed) or "tokens" not in getattr(model, "outputs", ("tokens",)):
+    if not hasattr(model, "tied") or "tokens" not in getattr(model, "outputs", ("tokens",)):
         return model
     tied, untied = (dataclasses.replace(model, tied=tied) for tied in (True, False))
     heads = [entry.name for entry in family.tensors(untied, architecture) if entry.leaves[0][0] == "head/table"]

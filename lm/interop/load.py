@@ -14,6 +14,7 @@ from lm.interop import hf
 from lm.models.decoder import Decoder
 from lm.models.encdec import EncDec
 from lm.models.encoder import Encoder
+from lm.models.reformer import Reformer
 from lm.models.xlnet import XLNet
 from lm.objectives.causal import Causal
 from lm.objectives.denoise import Denoise
@@ -105,6 +106,8 @@ def _objective(model: Any) -> Any:
     match model:
         case Decoder():
             return Causal()
+        case Reformer():
+            return Causal() if model.causal else MaskedLM()
         case XLNet():
             return Permutation()
         case Encoder() if "tokens" in model.outputs:

@@ -13,6 +13,7 @@ from lm.models.decoder import Decoder
 from lm.models.encdec import EncDec
 from lm.models.encoder import Encoder
 from lm.models.headed import ROWS, Headed
+from lm.models.reformer import Reformer
 from lm.models.xlnet import XLNet
 
 
@@ -34,7 +35,8 @@ def forward(model: Any, params: dict[str, Any], **inputs: Any) -> dict[str, Any]
 
     "logits" are scores of tokens [B, L, V], or what else the class is for; beside scores of tokens an encoder's pair
     head gives "seq_relationship_logits" [B, 2], ALBERT's "sop_logits". XLNet takes and gives "mems" [layers, M, B, D],
-    and with a `target_mapping` its hidden states come in pairs, of the content and of the query stream.
+    and with a `target_mapping` its hidden states come in pairs, of the content and of the query stream. Reformer takes
+    `lsh_rotations` [heads, head_dim, hashes, buckets / 2]; without them torch draws them from the model's hash_seed.
     `attention_mask` is 0 at padding, whose own rows of the output mean nothing. Raises UsageError for an input that the
     class does not take, and for ids outside the vocabulary.
     """
@@ -221,6 +223,38 @@ def _mems(out: Any) -> dict[str, Any]:
     return {} if out.cache is None else {"mems": out.cache["memory"].transpose(0, 2, 1, 3)}
 
 
+def _reformer_batch(model: Reformer, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    batch = {"tokens_BL": given["input_ids"]}
+    if "attention_mask" in given:
+        batch["documents_BL"] = _documents(given["attention_mask"])
+    if "position_ids" in given:
+        _check_ids("position_ids", given["position_ids"], model.max_len, "positions")
+        batch["positions_BL"] = given["position_ids"]
+    factors = model.hash_factors(given["input_ids"].shape[1])
+    if not factors:
+        return batch
+    shape = (model.heads, model.head_size, model.lsh.rounds, sum(factors) // 2)
+    rotations = given["lsh_rotations"] if "lsh_rotations" in given else _torch_normal(model.hash_seed or 0, shape)
+    if rotations.shape != shape:
+        raise UsageError(f"lsh_rotations must be {shape}, not {rotations.shape}")
+    return batch | {"rotations_HCRK": rotations}
+
+
+def _torch_normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """What torch draws after `torch.manual_seed(seed)`, as transformers does in each layer."""
+    try:
+        import torch
+    except ImportError:
+        raise UsageError("without lsh_rotations torch draws them: give them, or pip install -e '.[hf]'") from None
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def _reformer_outputs(model: Reformer, params: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    out = model.apply(params, batch, capture=("hidden_states",))
+    logits = model.logits(model.head(params), out.hidden_BLD)
+    return {"hidden_states": tuple(out.captured["hidden_states"]), "logits": logits}
+
+
 def _headed_batch(model: Headed, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     base, shape = kind_of(model.base), given["input_ids"].shape
     if model.task.kind != "choice":
@@ -258,6 +292,7 @@ KINDS: dict[type, Kind] = {
     EncDec: Kind(
         ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"), _encdec_batch, _encdec_outputs
     ),
+    Reformer: Kind((*_DECODER_INPUTS, "lsh_rotations"), _reformer_batch, _reformer_outputs),
     XLNet: Kind(
         ("input_ids", "attention_mask", "token_type_ids", "perm_mask", "target_mapping", "mems"),
         _xlnet_batch,

@@ -72,6 +72,11 @@ class Recurrent:
         hidden = self.hidden or self.width
         return (self.width, *[hidden] * (self.layers - 1), self.width if self.tied else hidden)
 
+    @property
+    def hidden_width(self) -> int:
+        """Of what the head sees."""
+        return self.sizes[-1]
+
     def spec(self) -> dict[str, Any]:
         """{"embed", "layer_0", ..., "head": {"bias" [V] and, where not tied, "table" [V, H]}}."""
         if self.vocab_size is None:

@@ -14,10 +14,13 @@ from lm.core import params as specs
 from lm.core import tree
 from lm.core.errors import UsageError
 from lm.layers.block import Layer
+from lm.layers.local import Local
+from lm.layers.lsh import LSH
 from lm.layers.moe import Experts
 from lm.models.decoder import Decoder
 from lm.models.encoder import Encoder
 from lm.models.recurrent import Recurrent
+from lm.models.reformer import Reformer
 from lm.models.xlnet import XLNet
 from lm.objectives.causal import Causal
 from lm.parallel import rules
@@ -111,6 +114,11 @@ MODELS = {
     "elman": Recurrent(**SMALL, cell="elman", hidden=24),
     "xlnet": XLNet(**TINY),
     "xlnet_causal": XLNet(**TINY, causal=True),
+    # Where all is one chunk: what hashing sees is not all that may be seen.
+    "reformer": Reformer(
+        **TINY, max_len=L, pattern=("lsh", "local"), lsh=LSH(chunk=L), local=Local(chunk=L), mlp_chunk=6
+    ),
+    "reformer_both_ways": Reformer(**TINY, max_len=L, lsh=LSH(chunk=L, masking="chunks"), causal=False),
 }
 
 
@@ -182,7 +190,7 @@ def assert_same(actual, expected, loss=2e-6, gradients=1e-5):
 
 
 def test_hidden_states_and_logits_have_the_declared_shapes(model, params):
-    batch, width = make_batch(), getattr(model, "hidden", None) or model.width
+    batch, width = make_batch(), getattr(model, "hidden_width", model.width)
     capture = () if isinstance(model, Recurrent) else ("hidden_states",)
     out = jax.eval_shape(lambda p: model.apply(p, batch, capture=capture), params)
     assert out.hidden_BLD.shape == (B, L, width)
@@ -199,7 +207,7 @@ def test_future_tokens_get_no_gradient_and_all_that_may_be_seen_do(model, params
     def hidden(table, t):
         changed = params | {"embed": params["embed"] | {"table": table}}
         hidden_D = model.apply(changed, {"tokens_BL": tokens}).hidden_BLD[0, t]
-        return jnp.sum(hidden_D * jnp.arange(len(hidden_D)))
+        return jnp.sum(hidden_D * jnp.arange(hidden_D.size))
 
     gradient = jax.jit(jax.grad(hidden))(params["embed"]["table"], 9)
     reached = np.abs(gradient[:L]).max(-1) > 0
