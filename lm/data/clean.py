@@ -1,10 +1,12 @@
 """Pure functions from bytes and strings of any origin to text that every tokenizer takes."""
 
 import re
+import string
 from collections.abc import Iterator
 
 REPLACEMENT = "\ufffd"
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]+")
 
 
 def decode(data: bytes) -> tuple[str, int]:
@@ -16,6 +18,11 @@ def decode(data: bytes) -> tuple[str, int]:
 def sanitize(text: str) -> tuple[str, int]:
     """`text` with each lone surrogate, which UTF-8 cannot hold, as U+FFFD; and their number."""
     return (text, 0) if text.isascii() else _SURROGATES.subn(REPLACEMENT, text)
+
+
+def fold(text: str) -> str:
+    """`text` in lower case, with a blank for each run of ASCII punctuation."""
+    return _PUNCTUATION.sub(" ", text).lower()
 
 
 def utf8_cut(data: bytes | bytearray, limit: int) -> int:

@@ -83,6 +83,19 @@ class Split:
         return self._corpus.manifest["tokenizer"]["eos_id"]
 
     @functools.cached_property
+    def pieces(self) -> list[str]:
+        """The readable name of each id."""
+        return self._corpus.tokenizer().pieces
+
+    @functools.cached_property
+    def word_counts(self) -> np.ndarray:
+        """int64 [vocabulary]: how often each word occurs, 0 for the ids that are none."""
+        counts = np.zeros(self._corpus.vocab_size, np.int64)
+        for file in self._files:
+            counts += np.bincount(shards.map_array(*file), minlength=len(counts))
+        return counts * words.is_word(self.pieces)
+
+    @functools.cached_property
     def word_starts(self) -> np.ndarray:
         """bool [vocabulary]: which ids begin a word."""
         return words.word_starts(self._corpus.tokenizer())
@@ -198,7 +211,7 @@ def build(
 ) -> Corpus:
     """The corpus at `out`, tokenised from `source` unless it is there already with the same settings.
 
-    `tokenizer` is one, or its file, or "KIND[:VOCAB_SIZE]" to train it here: byte, char and word on all the
+    `tokenizer` is one, or its file, or "KIND[:VOCAB_SIZE]" to train it here: byte, char, word and folded on all the
     text, bpe and unigram on the training split. `validation` is the share of the documents, taken from the
     end, or of the characters where there is one document; without it and `validation_source`, a source with a
     division of its own (python) keeps it. Documents end with the tokenizer's `eos_id`, where it has one.
@@ -276,7 +289,7 @@ def _resolve_tokenizer(tokenizer: str | tokenizers.Tokenizer, parts: _Parts) -> 
         return tokenizers.load(tokenizer)
     kind, size = tokenizers.parse(tokenizer)
     parts.progress("training the tokenizer", 0, 0)
-    sees_all = kind in ("char", "word")
+    sees_all = kind in ("char", "word", "folded")
     return tokenizers.train(kind, (text for split, text in parts if sees_all or split == "train"), size)
 
 

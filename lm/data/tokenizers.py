@@ -1,8 +1,8 @@
 """Text to ids and back: bytes, characters, words, and lossless SentencePiece pieces.
 
-bpe and unigram give back every text exactly, word its words and line ends, and wordpiece what BERT's form keeps (see
-lm.data.pretrained.train_wordpiece). A tokenizer is one file, `tokenizer.model` for SentencePiece's two kinds and
-`tokenizer.json` for the others.
+bpe and unigram give back every text exactly, word its words and line ends, folded those without capitals and
+punctuation, and wordpiece what BERT's form keeps (see lm.data.pretrained.train_wordpiece). A tokenizer is one file,
+`tokenizer.model` for SentencePiece's two kinds and `tokenizer.json` for the others.
 """
 
 import collections
@@ -21,7 +21,7 @@ from lm.core import files
 from lm.core.errors import UsageError, check_choice
 from lm.data import clean, huggingface, spiece
 
-KINDS = ("byte", "char", "word", "bpe", "unigram", "wordpiece")
+KINDS = ("byte", "char", "word", "folded", "bpe", "unigram", "wordpiece")
 UNKNOWN, END = "<unk>", "<eos>"
 _PIECES_SIZE = 8192  # For bpe, unigram and wordpiece without a size.
 _BLOCK_CHARACTERS = 1 << 18  # What SentencePiece gets at once: its memory is some 100 bytes a character.
@@ -139,12 +139,15 @@ class Char(Tokenizer):
 
 
 class Word(Tokenizer):
-    """Whitespace-separated words; each newline is the id `<eos>`, as on Penn Treebank."""
+    """Whitespace-separated words; each newline is the id `<eos>`, as on Penn Treebank.
 
-    kind, file_name = "word", "tokenizer.json"
+    Kind "folded" has those of the text without capitals and punctuation, see lm.data.clean.fold.
+    """
 
-    def __init__(self, words: Sequence[str]):
-        self.words = list(words)
+    file_name = "tokenizer.json"
+
+    def __init__(self, words: Sequence[str], kind: str = "word"):
+        self.words, self.kind = list(words), kind
         self._ids = {word: i for i, word in enumerate(self.words)}
         if len(self._ids) != len(self.words) or END not in self._ids:
             raise UsageError(f"a word tokenizer needs distinct words, {END} among them")
@@ -159,11 +162,11 @@ class Word(Tokenizer):
         return [self._encode(clean.sanitize(text)[0]) for text in texts]
 
     def _encode(self, text: str) -> np.ndarray:
-        words = _words(text)
+        words = _words(text, self.kind)
         ids = np.fromiter((self._ids.get(word, self._unknown) for word in words), np.int32, len(words))
         if self._unknown < 0 and (ids < 0).any():
             word = words[int(np.argmax(ids < 0))]
-            raise UsageError(f"word {word!r} is not in the vocabulary: train kind word with a size for <unk>")
+            raise UsageError(f"word {word!r} is not in the vocabulary: train kind {self.kind} with a size for <unk>")
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -263,8 +266,9 @@ def train(
 ) -> Tokenizer:
     """A tokenizer of `vocab_size` ids, which is the same for the same arguments.
 
-    char and word without a size keep every type; with one, the most frequent and `<unk>`. bpe, unigram and wordpiece
-    (8,192 without a size) learn from a random sample of at most `sample_characters`. `lowercase` is wordpiece's alone.
+    char, word and folded without a size keep every type; with one, the most frequent and `<unk>`. bpe, unigram and
+    wordpiece (8,192 without a size) learn from a random sample of at most `sample_characters`. `lowercase` is
+    wordpiece's alone.
     """
     check_choice("kind of tokenizer", kind, KINDS)
     if lowercase and kind != "wordpiece":
@@ -275,8 +279,8 @@ def train(
         return Byte()
     if kind == "char":
         return _train_char(documents, vocab_size)
-    if kind == "word":
-        return _train_word(documents, vocab_size)
+    if kind in ("word", "folded"):
+        return _train_word(documents, vocab_size, kind)
     sample, size = _sample(documents, sample_characters, seed), vocab_size or _PIECES_SIZE
     if kind == "wordpiece":
         from lm.data import pretrained
@@ -316,8 +320,8 @@ def deserialize(content: bytes, name: str = "the tokenizer") -> Tokenizer:
             return Byte()
         if kind == "char":
             return Char(data["symbols"], data["has_unknown"])
-        if kind == "word":
-            return Word(data["words"])
+        if kind in ("word", "folded"):
+            return Word(data["words"], kind)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{name} is damaged: {error}") from None
     raise UsageError(f"{name} has kind {kind!r}, which this version does not read")
@@ -331,14 +335,14 @@ def _train_char(documents: Iterable[str], size: int | None) -> Char:
     return Char("".join(sorted(kept)), has_unknown=size is not None)
 
 
-def _train_word(documents: Iterable[str], size: int | None) -> Word:
+def _train_word(documents: Iterable[str], size: int | None, kind: str) -> Word:
     counts: collections.Counter[str] = collections.Counter()
     for text in documents:
         for block in clean.blocks(clean.sanitize(text)[0], _BLOCK_CHARACTERS):
-            counts.update(_words(block))
+            counts.update(_words(block, kind))
     special = [END] + [UNKNOWN] * (size is not None or UNKNOWN in counts)
     rest = _most_common({w: n for w, n in counts.items() if w not in special}, size and max(0, size - len(special)))
-    return Word(special + [word for word, _ in rest])
+    return Word(special + [word for word, _ in rest], kind)
 
 
 def _train_pieces(kind: str, sample: Iterable[str], size: int) -> Pieces:
@@ -393,7 +397,8 @@ def _model_kind(model: bytes) -> str:
     return {1: "unigram", 2: "bpe"}.get(spiece.proto(model).trainer_spec.model_type, "bpe")
 
 
-def _words(text: str) -> list[str]:
+def _words(text: str, kind: str) -> list[str]:
+    text = clean.fold(text) if kind == "folded" else text
     return text.replace("\n", f" {END} ").split()
 
 

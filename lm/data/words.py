@@ -1,6 +1,7 @@
-"""Which ids of a vocabulary begin a word, and which end a sentence."""
+"""Which ids of a vocabulary are words, which begin one, and which end a sentence."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,13 @@ import numpy as np
 # How pieces of the kinds of tokenizers show a word's begin, or with "##" its continuation.
 _MARKS = ("\u2581", "\u0120", "##")  # SentencePiece, byte-level BPE, WordPiece.
 _STOPS, _CLOSING = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f"), " \"')]\u201d\u2019\u300d\u300f"
+_NO_WORDS = ("<unk>", "<eos>")  # Of kinds word and folded.
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def is_word(pieces: Sequence[str]) -> np.ndarray:
+    """bool, one for each of a vocabulary's pieces: not those that end a line or stand for unknown words."""
+    return ~np.isin(pieces, _NO_WORDS)
 
 
 def word_starts(tokenizer: Any) -> np.ndarray:
@@ -19,7 +26,7 @@ def word_starts(tokenizer: Any) -> np.ndarray:
     from the next. Bytes above 127 are parts of letters.
     """
     pieces = tokenizer.pieces
-    if tokenizer.kind == "word":
+    if tokenizer.kind in ("word", "folded"):
         return np.ones(len(pieces), bool)
     count, mark = max((sum(piece.startswith(mark) for piece in pieces), mark) for mark in _MARKS)
     if count and mark == "##":

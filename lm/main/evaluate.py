@@ -1,7 +1,8 @@
-"""Loss, perplexity and bits per byte of a checkpoint on a corpus's split or on a source of text.
+"""Loss, perplexity and bits per byte of a checkpoint on a corpus's split or on a source of text; or a suite's figures.
 
 lm evaluate --checkpoint=runs/shk_run --corpus=runs/shk
 lm evaluate --checkpoint=runs/quickstart --source=text:README.md
+lm evaluate --checkpoint=runs/w2v --suite=similarity:EN-WS-353-ALL.txt      or analogies:questions-words.txt
 """
 
 import contextlib
@@ -23,6 +24,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("corpus", None, "a corpus folder, made with the checkpoint's tokenizer", flag_values=values)
     flags.DEFINE_string("split", "validation", "the split of the corpus", flag_values=values)
     flags.DEFINE_string("source", None, "text to tokenise and score, such as text:FILE", flag_values=values)
+    flags.DEFINE_string("suite", None, "similarity:FILE or analogies:FILE, of word vectors", flag_values=values)
     flags.DEFINE_integer("batch_size", 16, "sequences at once", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("seq_len", None, "tokens a sequence; unset takes the run's", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("max_tokens", None, "stop after this many", lower_bound=1, flag_values=values)
@@ -31,6 +33,8 @@ def define(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     """Prints one figure a line, `name: value`; returns the exit code."""
     checkpoint = required(values, "checkpoint")
+    if value(values, "suite") is not None:
+        return _suite(checkpoint, value(values, "suite"))
     if (value(values, "corpus") is None) == (value(values, "source") is None):
         raise UsageError("give one of --corpus=DIR and --source=SRC")
 
@@ -48,6 +52,8 @@ def main(values: flags.FlagValues) -> int:
         )
     if run.objective is None:
         raise UsageError(f"{checkpoint} is no model of text by itself: it has no objective to be scored by")
+    if "vectors" in run.objective.needs:
+        raise UsageError(f"{checkpoint} gives text no probability: score its vectors with --suite=similarity:FILE")
     batch_size, max_tokens = value(values, "batch_size"), value(values, "max_tokens")
     counted = is_counted(run.model)
     if not counted:
@@ -64,6 +70,20 @@ def main(values: flags.FlagValues) -> int:
         for name, figure in figures.items():
             print(f"{name.removeprefix('val_')}: {figure:.6f}")
         print(f"tokens: {min(split.tokens, max_tokens or split.tokens)}")
+    return 0
+
+
+def _suite(checkpoint: str, name: str) -> int:
+    """Prints the figures of a suite of word vectors, `name: value`."""
+    from lm.evals import word_vectors
+    from lm.interop.load import load, load_run, load_tokenizer
+
+    run = load_run(checkpoint)
+    if run.objective is None or "vectors" not in run.objective.needs:
+        raise UsageError(f"--suite={name} scores word vectors, which {checkpoint} is none of: train word2vec_brown")
+    vectors = word_vectors.Vectors(*load(checkpoint), load_tokenizer(checkpoint).pieces, run.objective.ngrams)
+    for figure, number in word_vectors.suite(name, vectors).items():
+        print(f"{figure}: {number:.4f}" if isinstance(number, float) else f"{figure}: {number}")
     return 0
 
 

@@ -15,9 +15,9 @@ from lm.main.flags import required, value
 def define(values: flags.FlagValues) -> None:
     """Registers the verb's flags."""
     flags.DEFINE_string("source", None, "the text to learn from", flag_values=values)
-    flags.DEFINE_string("kind", None, "byte, char, word, bpe, unigram or wordpiece", flag_values=values)
+    flags.DEFINE_string("kind", None, "byte, char, word, folded, bpe, unigram or wordpiece", flag_values=values)
     flags.DEFINE_integer(
-        "vocab_size", None, "ids; char and word keep every type without it", lower_bound=1, flag_values=values
+        "vocab_size", None, "ids; char, word and folded keep every type without it", lower_bound=1, flag_values=values
     )
     flags.DEFINE_bool("lowercase", False, "wordpiece without capitals and accents", flag_values=values)
     flags.DEFINE_string("out", None, "the file to write", flag_values=values)

@@ -183,6 +183,9 @@ _WAYS_OUT = {
     "detect": "use lm.models.electra.Electra",
     "permuted": "use lm.models.xlnet.XLNet",
     "source": "use lm.models.encdec.EncDec",
+    "vectors": "use lm.models.word2vec.Word2Vec",
+    "words": "leave out model.buckets, or set objective.ngrams",
+    "ngrams": "set model.buckets",
 }
 
 

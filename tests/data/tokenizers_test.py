@@ -119,6 +119,12 @@ def test_words_end_lines_with_eos_and_keep_every_type():
         tokenizers.train("word", ["the cat"]).encode("the dog")
 
 
+def test_folded_words_have_neither_capitals_nor_punctuation():
+    tokenizer = tokenizers.train("folded", ["The U.S. dog's\nwell-known, the DOG."])
+    assert tokenizer.words == ["<eos>", "dog", "s", "the", "known", "u", "well"] and tokenizer.kind == "folded"
+    assert tokenizer.decode(tokenizer.encode("THE dog!\n(u.s.)")) == "the dog\nu s"
+
+
 def test_words_with_a_size_keep_the_most_frequent():
     tokenizer = tokenizers.train("word", ["b a a c b a"], 4)
     assert tokenizer.pieces == ["<eos>", "<unk>", "a", "b"]

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from lm.data import tokenizers
+from lm.data import corpus, tokenizers
 from lm.data.words import word_starts
 
 TEXT = "the cat sat on the mat, and the dog's bowl is empty. " * 20 + "été 中文"
@@ -29,8 +29,16 @@ def test_words_are_letters_with_the_space_before_them(kind):
     assert split(tokenizer, "the dog's été")[-1] == " été"
 
 
-def test_every_id_of_the_word_kind_is_one():
-    assert word_starts(tokenizers.train("word", [TEXT], None)).all()
+@pytest.mark.parametrize("kind", ["word", "folded"])
+def test_every_id_of_the_word_kinds_is_one(kind):
+    assert word_starts(tokenizers.train(kind, [TEXT], None)).all()
+
+
+def test_the_counts_of_words_leave_out_line_ends_and_unknown_ones(tmp_path):
+    (tmp_path / "text").write_text("the cat the dog\nthe cat bird\n")
+    built = corpus.build(f"text:{tmp_path / 'text'}", "word:4", tmp_path / "corpus")
+    counts = dict(zip(built.tokenizer().pieces, built.split("train").word_counts.tolist(), strict=True))
+    assert counts == {"<eos>": 0, "<unk>": 0, "the": 3, "cat": 2}
 
 
 def test_ideographs_stand_alone():
