@@ -1,6 +1,7 @@
 """Keys and values of the tokens so far, each row with a length of its own."""
 
 import jax
+import jax.numpy as jnp
 
 from lm.core.params import Constant, Param
 
@@ -8,6 +9,11 @@ from lm.core.params import Constant, Param
 def length_spec(batch_size: int) -> Param:
     """int32 [B]: how many tokens each row holds; setting it back forgets the rest."""
     return Param((batch_size,), ("batch",), Constant(), role="vector", trainable=False, dtype="int32")
+
+
+def grown(lengths_B: jax.Array, tokens_BL: jax.Array, documents_BL: jax.Array | None) -> jax.Array:
+    """[B]: the rows' lengths with these tokens, of which those of document -1 are padding at a row's end."""
+    return lengths_B + (tokens_BL.shape[1] if documents_BL is None else jnp.sum(documents_BL >= 0, 1))
 
 
 def key_value_spec(batch_size: int, length: int, kv_heads: int, head_dim: int, dtype: str) -> dict[str, Param]:

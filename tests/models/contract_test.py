@@ -14,6 +14,7 @@ from lm.core import params as specs
 from lm.core import tree
 from lm.core.errors import UsageError
 from lm.layers.block import Layer
+from lm.layers.favor import Favor
 from lm.layers.moe import Experts
 from lm.models.decoder import Decoder
 from lm.models.encoder import Encoder
@@ -86,6 +87,10 @@ MODELS = {
         gated=True,
         mlp_bias=False,
     ),
+    "performer": Decoder(
+        **TINY, kv_heads=2, positions="rotary", norm="rmsnorm", norm_bias=False, favor=Favor(features=24, chunk=5)
+    ),
+    "performer_relu": Decoder(**TINY, max_len=L, favor=Favor(kernel="relu", orthogonal=False)),
     "olmo2_sinusoidal": Decoder(**TINY, positions="sinusoidal", norm_place="output", qk_norm="projection"),
     "bert": Encoder(**TINY, max_len=L),
     "albert": Encoder(**TINY | {"layers": 4}, max_len=L, embed_width=16, shared_groups=2, activation="gelu_tanh"),
@@ -104,6 +109,7 @@ MODELS = {
         mlp_bias=False,
         head_bias=False,
     ),
+    "performer_encoder": Encoder(**TINY, max_len=L, favor=Favor(features=24, chunk=5)),
     "xlnet": XLNet(**TINY),
     "xlnet_causal": XLNet(**TINY, causal=True),
 }
@@ -212,10 +218,16 @@ def test_packing_does_not_leak(model, params):
 def test_cached_decoding_of_ragged_rows_equals_the_full_pass(cached, params):
     model, tokens, lengths = cached, make_batch()["tokens_BL"], np.array([3, 9, 1, 6, 2, 5, 4, 8], np.int32)
     full = model.apply(params, {"tokens_BL": tokens}).hidden_BLD
-    apply = jax.jit(lambda tokens, cache: model.apply(params, {"tokens_BL": tokens}, cache=cache))
+
+    @jax.jit
+    def apply(tokens, cache, documents=None):
+        padding = {} if documents is None else {"documents_BL": documents}
+        return model.apply(params, {"tokens_BL": tokens} | padding, cache=cache)
+
     cache = specs.initialize(model.cache_spec(B, L), jax.random.key(0))
-    out = apply(tokens[:, :9], cache)
-    cache = out.cache | {"length": jnp.asarray(lengths)}
+    out = apply(tokens[:, :9], cache, np.where(np.arange(9) < lengths[:, None], 0, -1))
+    cache = out.cache
+    np.testing.assert_array_equal(cache["length"], lengths)
     rows = np.arange(B)
     for step in range(4):
         at = lengths + step
