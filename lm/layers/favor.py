@@ -117,30 +117,36 @@ def attend(
     chunks = _cut(form.chunk, q_BLHC, k_BLKC, v_BLKC, documents)
     start = _empty(form, k_BLKC) if cache is None else _restored(cache)
 
+    def keys_of(chunk):
+        return exponents(chunk.k_BLKC.swapaxes(1, 2))
+
+    def queries_of(chunk):
+        return exponents(by_key_head(chunk.q_BLHC, chunk.k_BLKC.shape[2]))
+
     # What a chunk makes is made again for its gradient, from the sums before it: those alone are kept.
     @jax.checkpoint
-    def gather(sums, chunk, edge_B):
-        return _add(sums, exponents(chunk.k_BLKC.swapaxes(1, 2)), chunk, edge_B)
+    def forward(sums, chunk):
+        return _add(sums, keys_of(chunk), chunk, chunk.last_B), None
 
-    @functools.partial(jax.checkpoint, static_argnums=0)
-    def read(inside, before, chunk, after):
-        q_BKTC = by_key_head(chunk.q_BLHC, chunk.k_BLKC.shape[2])
-        own = (exponents(chunk.k_BLKC.swapaxes(1, 2)), chunk) if inside else None
-        return _read(exponents(q_BKTC), chunk, (before, *after), own, causal)
+    @jax.checkpoint
+    def backward(sums, chunk):
+        return _add(sums, keys_of(chunk), chunk, chunk.first_B), sums
 
-    if not causal and documents is None:
-        end, _ = jax.lax.scan(lambda sums, chunk: (gather(sums, chunk, chunk.last_B), None), start, chunks)
-        o = jax.lax.map(lambda chunk: read(False, end, chunk, ()), chunks)
+    @jax.checkpoint
+    def step(sums, now):
+        chunk, after = now
+        keys_BKSR = keys_of(chunk)
+        o_BLHC = _read(queries_of(chunk), chunk, (sums, *after), keys_BKSR, causal)
+        return _add(sums, keys_BKSR, chunk, chunk.last_B), o_BLHC
+
+    if causal:
+        end, o = jax.lax.scan(step, start, (chunks, ()))
+    elif documents is not None:
+        _, after = jax.lax.scan(backward, start, chunks, reverse=True)
+        end, o = jax.lax.scan(step, start, (chunks, (after,)))
     else:
-        after: tuple[Sums, ...] = ()
-        if not causal:
-            after = (jax.lax.scan(lambda s, c: (gather(s, c, c.first_B), s), start, chunks, reverse=True)[1],)
-
-        def step(sums, now):
-            chunk, after = now
-            return gather(sums, chunk, chunk.last_B), read(True, sums, chunk, after)
-
-        end, o = jax.lax.scan(step, start, (chunks, after))
+        end, _ = jax.lax.scan(forward, start, chunks)
+        o = jax.lax.map(jax.checkpoint(lambda chunk: _read(queries_of(chunk), chunk, (end,))), chunks)
     o_BLHC = o.swapaxes(0, 1).reshape(q_BLHC.shape[0], -1, *q_BLHC.shape[2:])[:, : q_BLHC.shape[1]]
     kept = None if cache is None else {"sums": end.sums_BKRC, "totals": end.totals_BKR, "peaks": end.peaks_BKR}
     return o_BLHC.astype(q_BLHC.dtype), kept
@@ -174,20 +180,20 @@ def _add(sums, exponents_BKSR, chunk, edge_B):
     )
 
 
-def _read(exponents_BKTR, chunk, states, own, causal):
-    """o_BLHC in float32 of a chunk's queries: over the sums of their document, and over the `own` keys of the chunk."""
+def _read(exponents_BKTR, chunk, states, keys_BKSR=None, causal=False):
+    """o_BLHC in float32 of a chunk's queries: over the sums of their document, and over the `keys` of the chunk."""
     B, L, H, C = chunk.q_BLHC.shape
     K = chunk.k_BLKC.shape[2]
     documents_BT = jnp.tile(chunk.query_documents_BL, H // K)
     peaks_BKR = functools.reduce(jnp.maximum, [sums.peaks_BKR for sums in states])
-    if own is not None:
-        keys_BKSR = jnp.where((chunk.key_documents_BL >= 0)[:, None, :, None], own[0], HIDDEN)
+    if keys_BKSR is not None:
+        keys_BKSR = jnp.where((chunk.key_documents_BL >= 0)[:, None, :, None], keys_BKSR, HIDDEN)
         peaks_BKR = jnp.maximum(peaks_BKR, jnp.max(keys_BKSR, 2))
     peaks_BKR = jax.lax.stop_gradient(peaks_BKR)
     exponents_BKTR = exponents_BKTR + peaks_BKR[:, :, None]
     features_BKTR = jnp.exp(exponents_BKTR - jax.lax.stop_gradient(jnp.max(exponents_BKTR, -1, keepdims=True)))
     o_BKTC, totals_BKT = jnp.zeros((B, K, L * H // K, C), jnp.float32), jnp.zeros((B, K, L * H // K), jnp.float32)
-    if own is not None:
+    if keys_BKSR is not None:
         index_T = jnp.tile(jnp.arange(L), H // K)
         seen_BTS = (documents_BT[:, :, None] == chunk.key_documents_BL[:, None, :]) & (
             (index_T[:, None] >= jnp.arange(L)[None, :]) | (not causal)

@@ -49,7 +49,7 @@ def compiled(form, causal, documents=None, **settings):
     return jax.jit(lambda *qkv: attend(form, form.draw(C), *qkv, causal=causal, documents=documents, **settings)[0])
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 128])
+@pytest.mark.parametrize("chunk", [4, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 128))])
 @pytest.mark.parametrize("documents", DOCUMENTS)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kernel", ["softmax", "relu"])
@@ -64,7 +64,7 @@ def test_attention_equals_the_sum_over_all_pairs(kernel, causal, documents, chun
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("kernel", ["softmax", "relu"])
+@pytest.mark.parametrize("kernel", ["softmax", pytest.param("relu", marks=pytest.mark.slow)])
 def test_gradients_equal_those_of_all_pairs(kernel, causal, documents):
     form, qkv, pair = Favor(20, kernel, chunk=4), draw(), DOCUMENTS[documents]
     g = np.random.default_rng(1).standard_normal(qkv[0].shape).astype(np.float32)
@@ -82,8 +82,9 @@ def test_gradients_equal_those_of_all_pairs(kernel, causal, documents):
         weights = jnp.einsum("blhr,bshr->bhls", phi(q), phi(k)) * (np.tri(L)[None, None] if causal else 1)
         if pair is not None:
             seen = (pair[0][:, :, None] == pair[1][:, None, :]) & (pair[1] >= 0)[:, None, :]
-            weights = weights * seen[:, None] + 1e-30
-        return jnp.sum(jnp.einsum("bhls,bshc->blhc", weights / weights.sum(-1, keepdims=True), v) * g)
+            weights = weights * seen[:, None]
+        total = weights.sum(-1, keepdims=True)
+        return jnp.sum(jnp.einsum("bhls,bshc->blhc", weights / jnp.where(total > 0, total, 1), v) * g)
 
     attended = compiled(form, causal, pair)
     actual = jax.jit(jax.grad(lambda *qkv: jnp.sum(attended(*qkv) * g), (0, 1, 2)))(*qkv)
@@ -117,7 +118,8 @@ def test_large_keys_neither_overflow_nor_hide_others(causal):
 
 
 def test_the_error_falls_as_one_over_the_root_of_the_features_and_orthogonal_ones_err_less():
-    q, k, v = draw(64, 2, 2, 16, rows=1)
+    # With larger ones the variance of a feature, exp(|q + k|^2) in the mean, shows only with far more features.
+    q, k, v = (0.3 * x for x in draw(64, 2, 2, 16, rows=1))
     exact = attention(Form(causal=False), q, k, v)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -186,7 +188,6 @@ def test_attention_equals_that_of_performer_pytorch(kernel, causal):
     else:
         expected = theirs.linear_attention(q_BHLR, k_BHLR, v_BHLC)
     actual = compiled(form, causal)(q, k, v)
-    # Not causal, their denominators have 1e-8 added.
     np.testing.assert_allclose(actual, expected.numpy().swapaxes(1, 2), atol=1e-5)
 
 
@@ -209,18 +210,18 @@ def test_a_prefix_is_no_part_of_what_it_offers():
 
 
 def test_the_flops_of_attention_are_those_of_its_products():
-    form, shape = Favor(32, chunk=16), (1, 64, 2, 8)
+    form, shape = Favor(128, chunk=16), (1, 64, 2, 64)
 
     def counted(causal):
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 3
-        jaxpr = jax.make_jaxpr(lambda *qkv: attend(form, jnp.ones((1, 32, 8)), *qkv, causal=causal)[0])(*arrays)
+        jaxpr = jax.make_jaxpr(lambda *qkv: attend(form, jnp.ones((1, 128, 64)), *qkv, causal=causal)[0])(*arrays)
         return products(jaxpr.jaxpr) / 64
 
     # Half of a chunk's pairs are hidden, and made all the same; totals are products too.
-    hidden = 16 * 2 * (32 + 8)
-    decoder = Decoder(layers=3, width=16, heads=2, positions="none", favor=form)
+    hidden = 16 * 2 * (128 + 64)
+    decoder = Decoder(layers=3, width=128, heads=2, positions="none", favor=form)
     np.testing.assert_allclose(3 * (counted(True) - hidden), decoder.attention_flops(64), rtol=0.05)
-    encoder = Encoder(layers=3, width=16, heads=2, favor=form)
+    encoder = Encoder(layers=3, width=128, heads=2, favor=form)
     np.testing.assert_allclose(3 * counted(False), encoder.attention_flops(64), rtol=0.05)
 
 
