@@ -17,12 +17,13 @@ from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed, embed_spec, embed_tokens, mask_padding, soft_cap, unembed
 from lm.layers.favor import Favor
 from lm.layers.positions import Scaling, rotary_table, sinusoids
+from lm.layers.relative import Relative
 from lm.layers.stack import Stack, groups
 from lm.models.flops import forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
 
-POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "none")
 CAPTURES = ("hidden_states",)
 
 
@@ -64,6 +65,7 @@ class Decoder:
     attention_bias: bool = True
     mlp_bias: bool = True
     qk_norm: str = "none"
+    relative: Relative | None = None
     favor: Favor | None = None
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
@@ -118,8 +120,9 @@ class Decoder:
     @property
     def offers(self) -> tuple[str, ...]:
         """What an objective may need of it."""
-        whole = self.favor is None and not any(layer.window for layer in self.stack.layers)
-        return ("causal", "prefix") if whole else ("causal",)
+        block = self.stack.block
+        backward = block.alibi or block.relative or block.favor or any(layer.window for layer in self.stack.layers)
+        return ("causal",) if backward else ("causal", "prefix")
 
     @property
     def context_limit(self) -> int | None:
@@ -135,6 +138,7 @@ class Decoder:
             "head_dim": self.head_dim or self.width // self.heads,
             "mlp_width": self.mlp_width or 4 * self.width,
             "rope_base": self.rope_base if self.positions == "rotary" else None,
+            "alibi": self.positions == "alibi",
         }
         return Stack(Block(**own | sizes), groups(self.layers, self.pattern, self.prefix), self.remat, self.scan)
 
@@ -210,7 +214,8 @@ class Decoder:
             return self.layers * self.favor.flops(length, self.heads, block.kv_heads, block.head_dim, causal=True)
         shown = [min(layer.window or length, length) for layer in self.stack.layers]
         keys = sum(w - w * w / (2 * length) for w in shown)
-        return 4 * self.heads * block.head_dim * keys
+        tables = 0 if self.relative is None else 1 + self.relative.values
+        return (4 + 2 * tables) * self.heads * block.head_dim * keys
 
     def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
         """Floating-point operations of a row, see lm.models.flops.forward_flops."""
@@ -248,10 +253,13 @@ class Decoder:
         places = None
         if "prefix_B" in batch:
             if cache is not None or "prefix" not in self.offers:
-                raise ValueError("prefix_B, a prefix that is seen both ways, goes with no cache, windows or favor")
+                raise ValueError(
+                    "prefix_B, a prefix that is seen both ways, goes with no cache and what looks back only"
+                )
             index = jnp.broadcast_to(jnp.arange(length)[None, :], batch["tokens_BL"].shape)
             places = (index, jnp.where(index < batch["prefix_B"][:, None], 0, index))
-        return positions, Context(tables, starts_B=starts_B, documents=pair, places=places, favor_1RC=favor_1RC)
+        given: dict[str, Any] = {"starts_B": starts_B, "documents": pair, "places": places, "favor_1RC": favor_1RC}
+        return positions, Context(tables, **given, positions_BL=positions if self.positions == "alibi" else None)
 
     def _embed(
         self, params: dict[str, Any], tokens_BL: jax.Array, positions: jax.Array, key: jax.Array | None

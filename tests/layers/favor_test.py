@@ -197,7 +197,7 @@ def test_attention_equals_that_of_performer_pytorch(kernel, causal):
     ids=str,
 )
 def test_settings_of_exact_attention_are_refused(settings):
-    with pytest.raises(UsageError, match="has no effect with favor"):
+    with pytest.raises(UsageError, match="does not go with favor"):
         _ = Decoder(positions="none", favor=Favor(), **settings).stack
 
 

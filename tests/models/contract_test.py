@@ -16,6 +16,7 @@ from lm.core.errors import UsageError
 from lm.layers.block import Layer
 from lm.layers.favor import Favor
 from lm.layers.moe import Experts
+from lm.layers.relative import Relative
 from lm.models.decoder import Decoder
 from lm.models.encoder import Encoder
 from lm.models.xlnet import XLNet
@@ -91,6 +92,8 @@ MODELS = {
         **TINY, kv_heads=2, positions="rotary", norm="rmsnorm", norm_bias=False, favor=Favor(features=24, chunk=5)
     ),
     "performer_relu": Decoder(**TINY, max_len=L, favor=Favor(kernel="relu", orthogonal=False)),
+    "alibi": Decoder(**TINY | {"heads": 6, "head_dim": 8}, kv_heads=3, positions="alibi"),
+    "shaw": Decoder(**TINY, kv_heads=2, positions="none", relative=Relative(clip=3)),
     "olmo2_sinusoidal": Decoder(**TINY, positions="sinusoidal", norm_place="output", qk_norm="projection"),
     "bert": Encoder(**TINY, max_len=L),
     "albert": Encoder(**TINY | {"layers": 4}, max_len=L, embed_width=16, shared_groups=2, activation="gelu_tanh"),
