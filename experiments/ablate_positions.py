@@ -1,12 +1,13 @@
-"""Where a token stands: learned tables, sinusoids, rotations or nothing at all, on the standard library's bytes.
+"""Where a token stands: tables, sinusoids, rotations, distances or nothing at all, on the standard library's bytes.
 
 Claim: rotary positions need the fewest nats, a causal decoder learns without any, and a learned table is last but one.
 Seen over 3 seeds: 1.787, sinusoids 1.914, learned 2.115, none 2.252; all differences significant (LOG.md).
 Command: lm sweep --experiment=ablate_positions --workdir=runs/abl --parallel=2 && lm report --workdir=runs/abl
-Hardware and time: 2 CPU cores, 25 minutes for 4 arms x 3 rates x 3 seeds; `:small` 3 minutes, one rate and two seeds.
+Hardware and time: 2 CPU cores, 40 minutes for 6 arms x 3 rates x 3 seeds; `:small` 5 minutes, one rate and two seeds.
 """
 
 from lm.data.stream import Data
+from lm.layers.relative import Relative
 from lm.models.decoder import Decoder
 from lm.objectives.causal import Causal
 from lm.report import ladder
@@ -39,6 +40,8 @@ def arms() -> list[Run]:
         # With tokens as large as sinusoids, as Vaswani et al. 2017 have them (1706.03762, section 3.4).
         "sinusoidal": {"positions": "sinusoidal", "embed_scale": width**0.5, "init_std": width**-0.5},
         "learned": {"positions": "learned", "max_len": 128},
+        "alibi": {"positions": "alibi"},
+        "shaw": {"positions": "none", "relative": Relative(clip=16)},
         "none": {"positions": "none"},
     }
     return ladder.models(start, forms)

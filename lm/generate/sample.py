@@ -126,10 +126,11 @@ def _cached(model, settings, prompt_len, tokens, params, source, ids, lengths, k
         ids, last = draw(ids, out.hidden_BLD[:, 0], t)
         return (ids, last, out.cache), None
 
-    out = model.apply(params, {"tokens_BL": ids[:, :prompt_len], "lengths_B": lengths} | source, cache=cache)
-    cache = out.cache
+    # The padding of shorter prompts is no part of the cache.
+    documents = jnp.where(jnp.arange(prompt_len)[None] < lengths[:, None], 0, -1)
+    out = model.apply(params, {"tokens_BL": ids[:, :prompt_len], "documents_BL": documents} | source, cache=cache)
     ids, last = draw(ids, out.hidden_BLD[rows, lengths - 1], 0)
-    return jax.lax.scan(step, (ids, last, cache), jnp.arange(1, tokens))[0][0]
+    return jax.lax.scan(step, (ids, last, out.cache), jnp.arange(1, tokens))[0][0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

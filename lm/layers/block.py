@@ -9,16 +9,19 @@ import jax
 from lm.core.errors import UsageError, check_choice, check_given, check_positive
 from lm.core.parametrization import Ratios
 from lm.core.params import Normal
+from lm.layers import alibi, favor, relative
 from lm.layers import cache as caches
 from lm.layers.activations import ACTIVATIONS
 from lm.layers.attention import KERNELS, Form, attention, attention_spec
 from lm.layers.buckets import Buckets, bucket_bias
 from lm.layers.dropout import dropout, fold
+from lm.layers.favor import Favor
 from lm.layers.linear import linear, linear_spec
 from lm.layers.mlp import mlp, mlp_spec
 from lm.layers.moe import Experts, experts, experts_spec
 from lm.layers.norm import NORMS, norm, norm_spec
 from lm.layers.positions import Scaling, rotate
+from lm.layers.relative import Relative
 from lm.parallel.rules import constrain
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -31,6 +34,19 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "init": ("gpt2", "normal", "fan_in", "t5"),
     "attention_kernel": KERNELS,
     "dtype": ("float32", "bfloat16"),
+}
+# What else each form of attention has no place for, and its value where it is not asked for.
+_WITHOUT: dict[str, dict[str, Any]] = {
+    "alibi": {"attention_soft_cap": None},
+    "relative": {"attention_soft_cap": None, "attention_kernel": "auto", "buckets": None, "alibi": False},
+    "favor": {
+        "attention_soft_cap": None,
+        "attention_dropout": 0.0,
+        "attention_kernel": "auto",
+        "buckets": None,
+        "alibi": False,
+        "relative": None,
+    },
 }
 
 
@@ -65,6 +81,7 @@ class Context(NamedTuple):
     `places` (of queries [B, L], of keys [B, S]) are compared instead of indices: a query sees the keys whose place is
     not above its own (a permutation's order, or a prefix). `bias` [B or 1, H or 1, L, S] is added to the scores;
     `bucket_rows` [B or 1, L, S] say which rows of its own table a layer with `Block.buckets` adds instead.
+    `favor_1RC` are the draws of `Block.favor`, `positions_BL` what `Block.alibi` counts by.
     `memory_BSD` is an encoder's output; without it the cache has its keys and values.
     """
 
@@ -74,6 +91,8 @@ class Context(NamedTuple):
     places: tuple[jax.Array, jax.Array] | None = None
     bias: jax.Array | None = None
     bucket_rows: jax.Array | None = None
+    favor_1RC: jax.Array | None = None
+    positions_BL: jax.Array | None = None
     memory_BSD: jax.Array | None = None
     memory_documents: tuple[jax.Array, jax.Array] | None = None
 
@@ -120,6 +139,9 @@ class Block:
     mlp_bias: bool = True
     qk_norm: str = "none"
     buckets: Buckets | None = None  # A table of biases by distance in each layer.
+    alibi: bool = False  # Biases that grow with the distance.
+    relative: Relative | None = None  # Tables of vectors by distance in each layer.
+    favor: Favor | None = None  # Attention through random features.
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     attention_kernel: str = "auto"  # See lm.layers.attention.Form.
@@ -139,6 +161,10 @@ class Block:
             check_choice(name, getattr(self, name), allowed)
         if self.heads % self.kv_heads:
             raise UsageError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+        for name, others in _WITHOUT.items():
+            for other, default in others.items():
+                if getattr(self, name) and getattr(self, other) != default:
+                    raise UsageError(f"{other}={getattr(self, other)!r} does not go with {name}: leave one of them out")
         if self.block != "serial" and (self.norm_place != "pre" or self.memory):
             raise UsageError(f"block={self.block!r} needs norm_place='pre', not {self.norm_place!r}, and no memory")
         for name in ("residual_dropout", "attention_dropout", "mlp_dropout"):
@@ -155,14 +181,22 @@ class Block:
             heads = {"heads": self.heads, "head_dim": self.head_dim}
             attend["q"] = linear_spec({"embed": self.width}, heads, queries, self.attention_bias)
         buckets = {} if self.buckets is None else {"buckets": self.buckets.spec(self.heads, self.base_width)}
-        spec = {"attention": attend | self._qk_norm_spec() | buckets, "mlp": self._mlp_spec(layer.experts)}
+        tables = {}
+        if self.relative is not None:
+            tables = {"relative": self.relative.spec(self.head_dim, self.causal, inputs)}
+        spec = {"attention": attend | self._qk_norm_spec() | buckets | tables, "mlp": self._mlp_spec(layer.experts)}
         if self.memory:
             spec["memory"] = attend
         return spec | {name: self.norm_spec({"norm": self.width}) for name in self._norm_names(layer)}
 
     def cache_spec(self, batch_size: int, length: int, memory_length: int | None = None) -> dict[str, Any]:
-        """Keys and values of `length` tokens a row, and those of the memory; windows too keep them all."""
-        shape = (self.kv_heads, self.head_dim, self.dtype)
+        """Keys and values of `length` tokens a row, and those of the memory; windows too keep them all.
+
+        With `favor` it is the sums over them.
+        """
+        if self.favor is not None:
+            return self.favor.cache_spec(batch_size, self.kv_heads, self.head_dim)
+        shape = (self.kv_heads, self.head_dim + self.alibi * alibi.WIDTH, self.dtype)
         spec = caches.key_value_spec(batch_size, length, *shape)
         if memory_length is None:
             return spec
@@ -279,16 +313,27 @@ class Block:
         if self.rope_base is not None:
             table = context.tables[self.rotation(layer)]
             q_BLHC, k_BLKC = rotate(q_BLHC, table, self.rope_style), rotate(k_BLKC, table, self.rope_style)
+        form = self._form(self.causal, layer.window, layer.attention_scale)
+        if self.favor is not None:
+            given: dict[str, Any] = {"causal": form.causal, "scale": form.scale, "documents": context.documents}
+            o_BLHC, cache = favor.attend(self.favor, context.favor_1RC, q_BLHC, k_BLKC, v_BLKC, **given, cache=cache)
+            return linear(p["o"], o_BLHC, contracted=2), cache
+        if self.alibi:
+            form = dataclasses.replace(form, scale=form.scale or self.head_dim**-0.5)
+            q_BLHC, k_BLKC, v_BLKC = alibi.widened(q_BLHC, k_BLKC, v_BLKC, context.positions_BL, form.scale)
         if cache is not None:
             both = (("k", k_BLKC), ("v", v_BLKC))
             k_BLKC, v_BLKC = (caches.append(cache[n], x, context.starts_B) for n, x in both)
             cache = cache | {"k": k_BLKC, "v": v_BLKC}
-        form = self._form(self.causal, layer.window, layer.attention_scale)
-        arrays = {name: getattr(context, name) for name in ("starts_B", "documents", "places", "bias")}
+        arrays = {name: getattr(context, name) for name in ("starts_B", "documents")}
+        if self.relative is not None:
+            o_BLHC = relative.attend(form, p["relative"], q_BLHC, k_BLKC, v_BLKC, **arrays, key=key)
+            return linear(p["o"], o_BLHC, contracted=2), cache
+        arrays |= {"places": context.places, "bias": context.bias}
         if self.buckets is not None:
             arrays["bias"] = bucket_bias(p["buckets"], context.bucket_rows)
         o_BLHC = attention(form, q_BLHC, k_BLKC, v_BLKC, **arrays, key=key)
-        return linear(p["o"], o_BLHC, contracted=2), cache
+        return linear(p["o"], o_BLHC[..., : self.head_dim], contracted=2), cache
 
     def _attend_memory(self, p, x_BLD, context, key, cache):
         kept = cache["memory"] if context.memory_BSD is None else self.remember(p, context.memory_BSD)

@@ -1,8 +1,7 @@
 """Keys and values of the tokens so far, each row with a length of its own."""
 
-from typing import Any
-
 import jax
+import jax.numpy as jnp
 
 from lm.core.params import Constant, Param
 
@@ -12,12 +11,9 @@ def length_spec(batch_size: int) -> Param:
     return Param((batch_size,), ("batch",), Constant(), role="vector", trainable=False, dtype="int32")
 
 
-def grown(cache: dict[str, Any], batch: dict[str, jax.Array]) -> jax.Array:
-    """The lengths after a batch: rows grow by their lengths_B, or else by all of its tokens.
-
-    What the padding of shorter rows has left beyond is overwritten by what comes next.
-    """
-    return cache["length"] + batch.get("lengths_B", batch["tokens_BL"].shape[1])
+def grown(lengths_B: jax.Array, tokens_BL: jax.Array, documents_BL: jax.Array | None) -> jax.Array:
+    """[B]: the rows' lengths with these tokens, of which those of document -1 are padding at a row's end."""
+    return lengths_B + (tokens_BL.shape[1] if documents_BL is None else jnp.sum(documents_BL >= 0, 1))
 
 
 def key_value_spec(batch_size: int, length: int, kv_heads: int, head_dim: int, dtype: str) -> dict[str, Param]:

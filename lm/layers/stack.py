@@ -70,6 +70,8 @@ class Stack:
 
     def __post_init__(self):
         check_choice("remat", self.remat, REMAT)
+        if (self.block.favor or self.block.relative) and any(layer.window for layer in self.layers):
+            raise UsageError("window does not go with favor or relative, which see all keys: leave one of them out")
         routed = [layer.experts for layer in self.layers if layer.experts is not None]
         if routed and all(layer.experts for layer in self.layers) and self.block.mlp_bias:
             raise UsageError("mlp_bias=True has no effect where every layer has experts: set mlp_bias=False")

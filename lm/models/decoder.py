@@ -1,4 +1,4 @@
-"""The decoder-only Transformer: GPT-2, Llama and PaLM's block are settings of one class."""
+"""The decoder-only Transformer: GPT-2, Llama, PaLM's block and the Performer are settings of one class."""
 
 import dataclasses
 import functools
@@ -15,13 +15,15 @@ from lm.layers import cache as caches
 from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed, embed_spec, embed_tokens, mask_padding, soft_cap, unembed
+from lm.layers.favor import Favor
 from lm.layers.positions import Scaling, rotary_table, sinusoids
+from lm.layers.relative import Relative
 from lm.layers.stack import Stack, groups
 from lm.models.flops import forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
 
-POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "none")
 CAPTURES = ("hidden_states",)
 
 
@@ -63,6 +65,8 @@ class Decoder:
     attention_bias: bool = True
     mlp_bias: bool = True
     qk_norm: str = "none"
+    relative: Relative | None = None
+    favor: Favor | None = None
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     tied: bool = True
@@ -116,7 +120,9 @@ class Decoder:
     @property
     def offers(self) -> tuple[str, ...]:
         """What an objective may need of it."""
-        return ("causal",) if any(layer.window for layer in self.stack.layers) else ("causal", "prefix")
+        block = self.stack.block
+        backward = block.alibi or block.relative or block.favor or any(layer.window for layer in self.stack.layers)
+        return ("causal",) if backward else ("causal", "prefix")
 
     @property
     def context_limit(self) -> int | None:
@@ -132,6 +138,7 @@ class Decoder:
             "head_dim": self.head_dim or self.width // self.heads,
             "mlp_width": self.mlp_width or 4 * self.width,
             "rope_base": self.rope_base if self.positions == "rotary" else None,
+            "alibi": self.positions == "alibi",
         }
         return Stack(Block(**own | sizes), groups(self.layers, self.pattern, self.prefix), self.remat, self.scan)
 
@@ -173,25 +180,27 @@ class Decoder:
 
         `batch` has tokens_BL and may have positions_BL (otherwise the index in the row),
         documents_BL (attention stays inside equal numbers) and prefix_B (how many first tokens all see one another).
-        `key` turns dropout on. With a `cache` the tokens continue each row from its own length, by lengths_B of them
-        where the batch says so, and else by all. capture=("hidden_states",) adds [layers + 1, B, L, D]: the
-        embeddings and what each layer leaves on the residual stream.
+        `key` turns dropout on. With a `cache` the tokens continue each row from its own length; those of document -1,
+        behind the others, are padding that the cache does not keep. capture=("hidden_states",) adds
+        [layers + 1, B, L, D]: the embeddings and what each layer leaves on the residual stream.
         """
         for name in capture:
             if name not in CAPTURES:
                 raise unknown("capture", name, CAPTURES)
-        positions, context = self._context(batch, cache)
+        positions, context = self._context(batch, cache, key)
         x = self._embed(params, batch["tokens_BL"], positions, fold(key, 0))
         stacked = self.stack.apply(params, x, context, key=key, cache=cache, capture=bool(capture))
         x = stacked.x
-        cache = None if cache is None else stacked.cache | {"length": caches.grown(cache, batch)}
+        if cache is not None:
+            length_B = caches.grown(cache["length"], batch["tokens_BL"], batch.get("documents_BL"))
+            cache = stacked.cache | {"length": length_B}
         if self.norm_place != "post":
             x = self.stack.block.normalize(params["final_norm"], x)
         captured = {} if stacked.states is None else {"hidden_states": stacked.states}
         return Output(constrain(x, "batch", "residual_length", "act_embed"), cache, stacked.aux, captured)
 
     def cache_spec(self, batch_size: int, length: int) -> dict[str, Any]:
-        """Keys and values of `length` tokens a row, and each row's own length; windows too keep them all.
+        """Keys and values of `length` tokens a row, or `favor`'s sums, and each row's own length; windows keep all too.
 
         Raises UsageError where `length` has no positions.
         """
@@ -199,10 +208,14 @@ class Decoder:
         return {"length": caches.length_spec(batch_size)} | self.stack.cache_spec(batch_size, length)
 
     def attention_flops(self, length: int) -> float:
-        """Forward floating-point operations a token in the two products of attention, masked pairs not counted."""
+        """Forward floating-point operations a token in the products of attention, masked pairs not counted."""
+        block = self.stack.block
+        if self.favor is not None:
+            return self.layers * self.favor.flops(length, self.heads, block.kv_heads, block.head_dim, causal=True)
         shown = [min(layer.window or length, length) for layer in self.stack.layers]
         keys = sum(w - w * w / (2 * length) for w in shown)
-        return 4 * self.heads * self.stack.block.head_dim * keys
+        tables = 0 if self.relative is None else 1 + self.relative.values
+        return (4 + 2 * tables) * self.heads * block.head_dim * keys
 
     def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:
         """Floating-point operations of a row, see lm.models.flops.forward_flops."""
@@ -219,12 +232,12 @@ class Decoder:
             logits = soft_cap(logits, self.logit_soft_cap)
         return mask_padding(logits, self.valid_vocab_size)
 
-    def _context(self, batch: dict[str, jax.Array], cache: dict[str, Any] | None) -> tuple[jax.Array, Context]:
+    def _context(
+        self, batch: dict[str, jax.Array], cache: dict[str, Any] | None, key: jax.Array | None
+    ) -> tuple[jax.Array, Context]:
         length = batch["tokens_BL"].shape[1]
         self._check_length(length)
         documents, starts_B = batch.get("documents_BL"), None if cache is None else cache["length"]
-        if documents is not None and cache is not None:
-            raise ValueError("a cache holds one document a row: leave documents_BL out")
         positions = batch.get("positions_BL")
         if positions is None:
             positions = jnp.arange(length)[None, :] + (0 if starts_B is None else starts_B[:, None])
@@ -233,13 +246,20 @@ class Decoder:
             rotations = {self.stack.block.rotation(layer) for layer in self.stack.layers}
             tables = {r: rotary_table(positions, self._rotated, *r) for r in rotations}
         pair = None if documents is None else (documents, documents)
+        if cache is not None:
+            # One document a row: by its length keys are hidden, padding alone has to be kept out of sums.
+            pair = None if self.favor is None or documents is None else (jnp.minimum(documents, 0),) * 2
+        favor_1RC = None if self.favor is None else self.favor.draw(self.stack.block.head_dim, key)
         places = None
         if "prefix_B" in batch:
-            if cache is not None or any(layer.window for layer in self.stack.layers):
-                raise ValueError("prefix_B, a prefix that is seen both ways, goes with neither a cache nor windows")
+            if cache is not None or "prefix" not in self.offers:
+                raise ValueError(
+                    "prefix_B, a prefix that is seen both ways, goes with no cache and what looks back only"
+                )
             index = jnp.broadcast_to(jnp.arange(length)[None, :], batch["tokens_BL"].shape)
             places = (index, jnp.where(index < batch["prefix_B"][:, None], 0, index))
-        return positions, Context(tables, starts_B=starts_B, documents=pair, places=places)
+        given: dict[str, Any] = {"starts_B": starts_B, "documents": pair, "places": places, "favor_1RC": favor_1RC}
+        return positions, Context(tables, **given, positions_BL=positions if self.positions == "alibi" else None)
 
     def _embed(
         self, params: dict[str, Any], tokens_BL: jax.Array, positions: jax.Array, key: jax.Array | None

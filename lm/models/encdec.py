@@ -189,8 +189,6 @@ class EncDec:
         """
         tokens_BL, documents, stack = batch["tokens_BL"], batch.get("documents_BL"), self.decoder_stack
         self._check_length(tokens_BL.shape[1])
-        if documents is not None and cache is not None:
-            raise ValueError("a cache holds one document a row: leave documents_BL out")
         captured: dict[str, jax.Array] = {}
         memory_BSD, source, aux = None, batch.get("source_documents_BS"), {}
         if "source_tokens_BS" in batch:
@@ -205,7 +203,11 @@ class EncDec:
             raise ValueError("a batch without source_tokens_BS needs a cache that holds the memory")
         else:
             source = cache["source_documents_BS"]
-        starts_B = None if cache is None else cache["length"]
+        starts_B, length_B = None, None
+        if cache is not None:
+            # One document a row, of which these tokens are: the cache's length alone hides what is behind it.
+            starts_B, length_B = cache["length"], caches.grown(cache["length"], tokens_BL, documents)
+            documents = None
         index_BL = jnp.arange(tokens_BL.shape[1])[None, :] + (0 if starts_B is None else starts_B[:, None])
         x = self._embed(params, "decoder", tokens_BL, batch.get("positions_BL", index_BL), fold(key, 1))
         keys = index_BL if cache is None else jnp.arange(cache["group0"]["layer0"]["k"].shape[2])[None, :]
@@ -219,7 +221,7 @@ class EncDec:
         if stacked.states is not None:
             captured["hidden_states"] = stacked.states
         if cache is not None:
-            cache = cache | stacked.cache | {"length": caches.grown(cache, batch)}
+            cache = cache | stacked.cache | {"length": length_B}
         x = self._leave(params["decoder"], stack, stacked.x, fold(key, 3))
         return Output(x, cache, aux | stacked.aux, captured)
 

@@ -15,6 +15,7 @@ from lm.layers.activations import activation
 from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed, embed_spec, embed_tokens, mask_padding, unembed
+from lm.layers.favor import Favor
 from lm.layers.linear import linear, linear_spec
 from lm.layers.positions import Scaling, rotary_table
 from lm.layers.stack import Group, Stack, groups
@@ -66,6 +67,7 @@ class Encoder:
     gated: bool = False
     attention_bias: bool = True
     mlp_bias: bool = True
+    favor: Favor | None = None
     head_activation: str | None = None
     head_bias: bool = True
     tied: bool = True
@@ -241,7 +243,8 @@ class Encoder:
         documents = batch.get("documents_BL")
         # What padding itself sees matters only where its own state is read, as from the first or last place.
         pair = None if documents is None else (jnp.maximum(documents, 0), documents)
-        context = Context(self._tables(positions), documents=pair)
+        favor_1RC = None if self.favor is None else self.favor.draw(self.stack.block.head_dim, key)
+        context = Context(self._tables(positions), documents=pair, favor_1RC=favor_1RC)
         stacked = self.stack.apply(params, x, context, key=key, capture=bool(capture))
         x = stacked.x
         if self.norm_place != "post":
@@ -250,7 +253,11 @@ class Encoder:
         return Output(x, None, stacked.aux, captured)
 
     def attention_flops(self, length: int) -> float:
-        """Forward floating-point operations a token in the two products of attention."""
+        """Forward floating-point operations a token in the products of attention."""
+        if self.favor is not None:
+            return self.layers * self.favor.flops(
+                length, self.heads, self.heads, self.width // self.heads, causal=False
+            )
         return 4 * self.width * sum(min(2 * (layer.window or length) - 1, length) for layer in self.stack.layers)
 
     def forward_flops(self, spec: dict[str, Any], lengths: dict[str, int]) -> float:

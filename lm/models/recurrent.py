@@ -102,16 +102,16 @@ class Recurrent:
     ) -> Output:
         """Hidden states of the last layer [B, L, H] in `dtype`.
 
-        `batch` has tokens_BL and may have documents_BL (states start from zero where its number changes) and
-        lengths_B, how many of each row's tokens are real: the cache continues from the last of them. `key` turns
-        dropout on.
+        `batch` has tokens_BL and may have documents_BL: states start from zero where its number changes, and a cache
+        goes on from the last token before those of document -1, which are padding. `key` turns dropout on.
         """
         if capture:
             raise UsageError("Recurrent has no states to capture")
         tokens_BL = batch["tokens_BL"]
         embeddings = {"table": self._drop_words(params["embed"]["table"], fold(key, 0))}
         x_LBD = embed_tokens(embeddings, tokens_BL, self.dtype).swapaxes(0, 1)
-        keep_LB = _continuing(batch["documents_BL"]).T if "documents_BL" in batch else None
+        documents_BL = batch.get("documents_BL")
+        keep_LB = None if documents_BL is None else _continuing(documents_BL).T
         states = cache or specs.initialize(self.carry_spec(tokens_BL.shape[0]), jax.random.key(0))
         left = {}
         for i in range(self.layers):
@@ -120,7 +120,7 @@ class Recurrent:
             x_LBD = self._drop(x_LBD, fold(key, 2 * i + 2))
             after = recurrent(self.cell, p, x_LBD, states[name], keep_LB)
             x_LBD = after["h"].astype(x_LBD.dtype)
-            left[name] = _last(after, batch.get("lengths_B"))
+            left[name] = _last(after, documents_BL)
         out_BLD = self._drop(x_LBD, fold(key, 2 * self.layers + 1)).swapaxes(0, 1)
         out_BLD = constrain(out_BLD, "batch", "residual_length", "act_embed")
         return Output(out_BLD, None if cache is None else left)
@@ -167,8 +167,9 @@ def _continuing(documents_BL: jax.Array) -> jax.Array:
     return jnp.pad(same, ((0, 0), (1, 0)), constant_values=True).astype(jnp.float32)
 
 
-def _last(states: dict[str, jax.Array], lengths_B: jax.Array | None) -> dict[str, jax.Array]:
+def _last(states: dict[str, jax.Array], documents_BL: jax.Array | None) -> dict[str, jax.Array]:
     """The states after each row's last token."""
-    if lengths_B is None:
+    if documents_BL is None:
         return {name: s[-1] for name, s in states.items()}
-    return {name: s[lengths_B - 1, jnp.arange(len(lengths_B))] for name, s in states.items()}
+    last_B = jnp.maximum(jnp.sum(documents_BL >= 0, 1) - 1, 0)
+    return {name: s[last_B, jnp.arange(len(last_B))] for name, s in states.items()}

@@ -14,9 +14,11 @@ from lm.core import params as specs
 from lm.core import tree
 from lm.core.errors import UsageError
 from lm.layers.block import Layer
+from lm.layers.favor import Favor
 from lm.layers.local import Local
 from lm.layers.lsh import LSH
 from lm.layers.moe import Experts
+from lm.layers.relative import Relative
 from lm.models.decoder import Decoder
 from lm.models.encoder import Encoder
 from lm.models.recurrent import Recurrent
@@ -91,6 +93,12 @@ MODELS = {
         gated=True,
         mlp_bias=False,
     ),
+    "performer": Decoder(
+        **TINY, kv_heads=2, positions="rotary", norm="rmsnorm", norm_bias=False, favor=Favor(features=24, chunk=5)
+    ),
+    "performer_relu": Decoder(**TINY, max_len=L, favor=Favor(kernel="relu", orthogonal=False)),
+    "alibi": Decoder(**TINY | {"heads": 6, "head_dim": 8}, kv_heads=3, positions="alibi"),
+    "shaw": Decoder(**TINY, kv_heads=2, positions="none", relative=Relative(clip=3)),
     "olmo2_sinusoidal": Decoder(**TINY, positions="sinusoidal", norm_place="output", qk_norm="projection"),
     "bert": Encoder(**TINY, max_len=L),
     "albert": Encoder(**TINY | {"layers": 4}, max_len=L, embed_width=16, shared_groups=2, activation="gelu_tanh"),
@@ -112,6 +120,7 @@ MODELS = {
     "lstm": Recurrent(**SMALL, tied=True),
     "gru": Recurrent(**SMALL, cell="gru"),
     "elman": Recurrent(**SMALL, cell="elman", hidden=24),
+    "performer_encoder": Encoder(**TINY, max_len=L, favor=Favor(features=24, chunk=5)),
     "xlnet": XLNet(**TINY),
     "xlnet_causal": XLNet(**TINY, causal=True),
     # Where all is one chunk: what hashing sees is not all that may be seen.
@@ -228,13 +237,20 @@ def test_packing_does_not_leak(model, params):
 def test_cached_decoding_of_ragged_rows_equals_the_full_pass(cached, params):
     model, tokens, lengths = cached, make_batch()["tokens_BL"], np.array([3, 9, 1, 6, 2, 5, 4, 8], np.int32)
     full = model.apply(params, {"tokens_BL": tokens}).hidden_BLD
-    apply = jax.jit(lambda batch, cache: model.apply(params, batch, cache=cache))
+
+    @jax.jit
+    def apply(tokens, cache, documents=None):
+        padding = {} if documents is None else {"documents_BL": documents}
+        return model.apply(params, {"tokens_BL": tokens} | padding, cache=cache)
+
     cache = specs.initialize(model.cache_spec(B, L), jax.random.key(0))
-    cache = apply({"tokens_BL": tokens[:, :9], "lengths_B": lengths}, cache).cache
+    out = apply(tokens[:, :9], cache, np.where(np.arange(9) < lengths[:, None], 0, -1))
+    cache = out.cache
+    np.testing.assert_array_equal(cache.get("length", lengths), lengths)
     rows = np.arange(B)
     for step in range(4):
         at = lengths + step
-        out = apply({"tokens_BL": tokens[rows, at][:, None]}, cache)
+        out = apply(tokens[rows, at][:, None], cache)
         cache = out.cache
         np.testing.assert_allclose(out.hidden_BLD[:, 0], full[rows, at], atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(cache.get("length", lengths + 4), lengths + 4)
