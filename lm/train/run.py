@@ -156,6 +156,7 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
     objective with a source whose model has no place for one.
     """
     _check_fit(run.objective, run.model)
+    _check_gradient(run.objective, run.optimizer)
     objective = with_ids(run.objective, tokenizer)
     valid = ids_in_all(objective, tokenizer)
     rows = run.model.vocab_size
@@ -183,6 +184,7 @@ _WAYS_OUT = {
     "detect": "use lm.models.electra.Electra",
     "permuted": "use lm.models.xlnet.XLNet",
     "source": "use lm.models.encdec.EncDec",
+    "states": "use lm.models.hmm.HMM",
 }
 
 
@@ -192,6 +194,15 @@ def _check_fit(objective: Any, model: Any) -> None:
         raise UsageError(
             f"objective={type(objective).__name__} does not fit model={type(model).__name__} as it is set: "
             f"{_WAYS_OUT[missing]}"
+        )
+
+
+def _check_gradient(objective: Any, optimizer: Any) -> None:
+    """Expected counts are no slope to descend, and a slope holds no counts."""
+    if getattr(objective, "gradient", None) != getattr(optimizer, "gradient", None):
+        raise UsageError(
+            f"optimizer={type(optimizer).__name__} does not fit objective={type(objective).__name__}: "
+            "lm.objectives.em.Expectation and lm.train.optimizers.Maximization need each other"
         )
 
 
