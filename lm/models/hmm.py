@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from lm.core import params as specs
 from lm.core.errors import UsageError, check_positive
@@ -16,7 +17,7 @@ from lm.core.params import Constant, Normal, Param
 from lm.layers.embed import mask_padding
 from lm.models.flops import forward_flops
 from lm.models.output import Output
-from lm.parallel.rules import constrain
+from lm.parallel import rules
 
 _LEAST = float(np.finfo(np.float32).tiny)  # What no float32 is below counts as this: its logarithm stays finite.
 
@@ -85,7 +86,9 @@ class HMM:
         tables = self.log_probs(params)
         _, states_BLZ, left = self.filter(tables, tokens_BL, real_BL, batch.get("documents_BL"), cache)
         next_BLZ = _log_dot(states_BLZ, jnp.exp(tables["transition"]))
-        return Output(constrain(next_BLZ, "batch", "residual_length", "act_embed"), None if cache is None else left)
+        return Output(
+            rules.constrain(next_BLZ, "batch", "residual_length", "act_embed"), None if cache is None else left
+        )
 
     def filter(
         self,
@@ -174,21 +177,41 @@ def _log_normalized(p: Param, w: jax.Array) -> jax.Array:
 
 def _emitted(tables: Tables, tokens_BL: jax.Array) -> jax.Array:
     """What each state has for each token, [L, B, Z]."""
-    return constrain(tables["emission"].T[tokens_BL.T], None, "batch", "act_embed")
+    return rules.constrain(tables["emission"].T[tokens_BL.T], None, "batch", "act_embed")
 
 
 def _forward(tables, emitted_LBZ, continues_LB, real_LB, state_BZ):
     """(log p of each row [B], normalised states [L, B, Z]).
 
-    States are divided by their sums as by constants, so that the whole gradient comes back by the last state, as the
+    Each device goes through its own rows: left to the partitioner, the transitions' gradient would be summed over
+    devices once a token.
+    """
+    arguments = tables["begin"], tables["transition"], emitted_LBZ, continues_LB, real_LB, state_BZ
+    sizes = rules.sizes()
+    axes = tuple(axis for axis in rules.BATCH_AXES if sizes.get(axis, 1) > 1)
+    if not axes:
+        return _forward_rows(*arguments)
+    whole, rows, times = PartitionSpec(), PartitionSpec(axes), PartitionSpec(None, axes)
+    each = jax.shard_map(
+        _forward_rows,
+        in_specs=(whole, whole, times, times, times, rows),
+        out_specs=(rows, times),
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    return each(*arguments)
+
+
+def _forward_rows(begin_Z, transition_ZZ, emitted_LBZ, continues_LB, real_LB, state_BZ):
+    """States are divided by their sums as by constants, so that the whole gradient comes back by the last state, as the
     backward variables do: sums of what is positive. Through the divisions it would come as small differences.
     """
-    transition_ZZ = jnp.exp(tables["transition"])
+    kernel_ZZ = jnp.exp(transition_ZZ)
 
     def step(state_BZ, now):
         emitted_BZ, continues_B, real_B = now
-        anew_BZ = tables["begin"][None] + jax.nn.logsumexp(state_BZ, 1, keepdims=True)
-        entered_BZ = jnp.where(continues_B[:, None], _log_dot(state_BZ, transition_ZZ), anew_BZ)
+        anew_BZ = begin_Z[None] + jax.nn.logsumexp(state_BZ, 1, keepdims=True)
+        entered_BZ = jnp.where(continues_B[:, None], _log_dot(state_BZ, kernel_ZZ), anew_BZ)
         joint_BZ = entered_BZ + emitted_BZ
         sum_B1 = jax.lax.stop_gradient(jax.nn.logsumexp(joint_BZ, 1, keepdims=True))
         state_BZ = jnp.where(real_B[:, None], joint_BZ - sum_B1, state_BZ)
