@@ -217,6 +217,48 @@ class Muon:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Maximization:
+    """The M-step of expectation-maximisation, for objectives whose gradient is minus the expected counts per token.
+
+    Weights are logarithms of counts, which the model normalises. At a learning rate of 1 step t (from 0) mixes them
+    with those of its batch, of which it takes the share (t + 1)^-power: with power 0 (Baum et al. 1970) all of it,
+    above 1/2 and up to 1 the running mean of stepwise EM (Cappe and Moulines 2009, 0712.4273; Liang and Klein 2009,
+    whose t + 2 would keep some of the random start). Another rate moves the logarithms by so much of that: below 2
+    over-relaxation (Salakhutdinov and Roweis 2003). `prior` is added to a table's counts, spread evenly over it, as a
+    share of their sum: the maximum a posteriori under a Dirichlet prior.
+    """
+
+    power: float = 0.0
+    prior: float = 0.0
+
+    gradient = "counts"  # What it needs of an objective, see lm.train.run.resolve.
+    weight_decay, clip_norm = 0.0, None  # Asked of every optimizer: it has neither.
+
+    def __post_init__(self):
+        if self.power and not 0.5 < self.power <= 1:
+            raise UsageError(f"optimizer.power={self.power} must be above 0.5 and at most 1; 0 keeps no old counts")
+        if self.prior < 0:
+            raise UsageError(f"optimizer.prior={self.prior} must not be negative")
+
+    @_of_trained
+    def build(self, spec: Any) -> optax.GradientTransformation:
+        """The transformation for parameters of this spec."""
+        least = jnp.finfo(jnp.float32).tiny  # A count of nothing, whose logarithm stays finite.
+
+        def update(gradients, step, weights):
+            share = (step + 1.0) ** -self.power
+
+            def direction(gradient, weight):
+                counts = -gradient - self.prior * jnp.mean(gradient)
+                mixed = (1 - share) * jnp.exp(weight) + share * counts
+                return weight - jnp.log(jnp.maximum(mixed, least))
+
+            return jax.tree.map(direction, gradients, weights), step + 1
+
+        return optax.GradientTransformation(lambda _: jnp.zeros((), jnp.int32), update)
+
+
 def _check(optimizer: Any, **decays: float) -> None:
     for name, value in decays.items():
         if not 0 <= value < 1:
@@ -339,4 +381,4 @@ def _per_matrix(spec: Any, inner: optax.GradientTransformation) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
-Optimizer = AdamW | SGD | Lion | Adafactor | Lamb | Muon
+Optimizer = AdamW | SGD | Lion | Adafactor | Lamb | Muon | Maximization

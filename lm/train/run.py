@@ -156,6 +156,7 @@ def resolve(run: Run, tokenizer: Vocabulary) -> Run:
     objective with a source whose model has no place for one.
     """
     _check_fit(run.objective, run.model)
+    _check_gradient(run.objective, run.optimizer)
     objective = with_ids(run.objective, tokenizer)
     valid = ids_in_all(objective, tokenizer)
     rows = run.model.vocab_size
@@ -186,6 +187,7 @@ _WAYS_OUT = {
     "vectors": "use lm.models.word2vec.Word2Vec",
     "words": "leave out model.buckets, or set objective.ngrams",
     "ngrams": "set model.buckets",
+    "states": "use lm.models.hmm.HMM",
 }
 
 
@@ -195,6 +197,15 @@ def _check_fit(objective: Any, model: Any) -> None:
         raise UsageError(
             f"objective={type(objective).__name__} does not fit model={type(model).__name__} as it is set: "
             f"{_WAYS_OUT[missing]}"
+        )
+
+
+def _check_gradient(objective: Any, optimizer: Any) -> None:
+    """Expected counts are no slope to descend, and a slope holds no counts."""
+    if getattr(objective, "gradient", None) != getattr(optimizer, "gradient", None):
+        raise UsageError(
+            f"optimizer={type(optimizer).__name__} does not fit objective={type(objective).__name__}: "
+            "lm.objectives.em.Expectation and lm.train.optimizers.Maximization need each other"
         )
 
 

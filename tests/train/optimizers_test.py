@@ -1,5 +1,6 @@
 """Optimizers against torch, numpy, and themselves on one layer at a time."""
 
+import dataclasses
 import typing
 
 import jax
@@ -155,7 +156,8 @@ def test_a_group_that_selects_nothing_is_refused():
 @pytest.mark.parametrize("optimizer", typing.get_args(optimizers.Optimizer))
 def test_a_parameter_that_is_not_trainable_has_no_slots_and_changes_nothing_for_the_others(optimizer):
     fixed = {"fixed": Param((130, 140), ("embed", "mlp"), Normal(0.5), ("embed",), trainable=False)}
-    config = optimizer(weight_decay=0.1, clip_norm=1.0, groups=(optimizers.Group(".", 2.0, 0.2),))
+    settings = {"weight_decay": 0.1, "clip_norm": 1.0, "groups": (optimizers.Group(".", 2.0, 0.2),)}
+    config = optimizer(**{f.name: settings[f.name] for f in dataclasses.fields(optimizer) if f.name in settings})
     weights, grads = weights_and_grads(2)
     frozen = params.initialize(fixed, jax.random.key(5))
     alone, beside = config.build(SPEC), config.build(SPEC | fixed)
