@@ -11,7 +11,7 @@ from lm.core.errors import UsageError, check_choice, check_given, check_positive
 from lm.core.params import Constant, Param, Uniform
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
-from lm.layers.recurrent import CELLS, recurrent, recurrent_spec, state_spec
+from lm.layers.recurrent import CELLS, continuing, last, recurrent, recurrent_spec, state_spec
 from lm.models.flops import forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
@@ -106,7 +106,7 @@ class Recurrent:
         tokens_BL = batch["tokens_BL"]
         embeddings = {"table": self._drop_words(params["embed"]["table"], fold(key, 0))}
         x_LBD = embed_tokens(embeddings, tokens_BL, self.dtype).swapaxes(0, 1)
-        keep_LB = _continuing(batch["documents_BL"]).T if "documents_BL" in batch else None
+        keep_LB = continuing(batch["documents_BL"]) if "documents_BL" in batch else None
         states = cache or specs.initialize(self.carry_spec(tokens_BL.shape[0]), jax.random.key(0))
         left = {}
         for i in range(self.layers):
@@ -115,7 +115,7 @@ class Recurrent:
             x_LBD = self._drop(x_LBD, fold(key, 2 * i + 2))
             after = recurrent(self.cell, p, x_LBD, states[name], keep_LB)
             x_LBD = after["h"].astype(x_LBD.dtype)
-            left[name] = _last(after, batch.get("lengths_B"))
+            left[name] = last(after, batch.get("lengths_B"))
         out_BLD = self._drop(x_LBD, fold(key, 2 * self.layers + 1)).swapaxes(0, 1)
         out_BLD = constrain(out_BLD, "batch", "residual_length", "act_embed")
         return Output(out_BLD, None if cache is None else left)
@@ -154,16 +154,3 @@ class Recurrent:
         if not self.word_dropout or key is None:
             return table_VD
         return table_VD * dropout(jnp.ones_like(table_VD[:, :1]), self.word_dropout, key)
-
-
-def _continuing(documents_BL: jax.Array) -> jax.Array:
-    """float32 [B, L]: 0 where a document begins inside the row."""
-    same = documents_BL[:, 1:] == documents_BL[:, :-1]
-    return jnp.pad(same, ((0, 0), (1, 0)), constant_values=True).astype(jnp.float32)
-
-
-def _last(states: dict[str, jax.Array], lengths_B: jax.Array | None) -> dict[str, jax.Array]:
-    """The states after each row's last token."""
-    if lengths_B is None:
-        return {name: s[-1] for name, s in states.items()}
-    return {name: s[lengths_B - 1, jnp.arange(len(lengths_B))] for name, s in states.items()}
