@@ -7,14 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType
 
 from lm.core import params as specs
 from lm.core import tree
 from lm.core.errors import UsageError
+from lm.data.stream import stack
 from lm.generate.sample import generate
 from lm.models.seq2seq import Seq2Seq
+from lm.objectives.causal import Causal
+from lm.objectives.encdec import encdec_row
 from lm.parallel import rules
 from lm.train import meters
 from tests.models.contract_test import assert_same, loss_and_gradients, randomized
@@ -238,6 +242,45 @@ def test_bfloat16_agrees_with_float32_to_its_precision(model, params, reference)
     flat, expected = (np.concatenate([g.ravel() for g in jax.tree.leaves(x)]) for x in (gradients, reference[1]))
     # 8 bits a product, over the steps of two recurrences and a softmax: a wrong scale is far more.
     assert flat.dtype == np.float32 and np.linalg.norm(flat - expected) < 1e-1 * np.linalg.norm(expected)
+
+
+def reversal(rng, rows):
+    """Sources of 2 to 8 of 20 words, and the same backwards."""
+    lengths = rng.integers(2, 9, rows)
+    texts = [rng.integers(1, 21, n).astype(np.int32) for n in lengths]
+    return stack([encdec_row(text, np.append(text[::-1], 0), (8, 9), 0) for text in texts]), lengths
+
+
+@pytest.mark.slow
+def test_attention_learns_to_reverse_and_follows_the_alignment():
+    model = Seq2Seq(width=32, hidden=64, vocab_size=32)
+    params, optimizer = specs.initialize(model.spec(), jax.random.key(0)), optax.adam(3e-3)
+    state, rng = optimizer.init(params), np.random.default_rng(0)
+
+    @jax.jit
+    def step(params, state, batch):
+        loss, gradients = jax.value_and_grad(lambda p: mean_loss(model, p, batch))(params)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    for _ in range(600):
+        params, state, loss = step(params, state, reversal(rng, 64)[0])
+    batch, lengths = reversal(rng, 64)
+    assert mean_loss(model, params, batch) < 0.02
+    weights_BLS = model.apply(params, batch, capture=("attention",)).captured["attention"]
+    np.testing.assert_allclose(weights_BLS.sum(-1), 1, atol=1e-5)
+    for weights_LS, n in zip(weights_BLS, lengths, strict=True):
+        assert not weights_LS[:, n:].any()
+    # Attention is asked before the cell takes the last word, and a place's state knows its neighbours.
+    places = [
+        abs(int(w[t].argmax()) - (n - 1 - t)) for w, n in zip(weights_BLS, lengths, strict=True) for t in range(n)
+    ]
+    assert np.mean(np.array(places) <= 1) > 0.95 and np.mean(np.array(places) == 0) > 0.5
+
+
+def mean_loss(model, params, batch):
+    total, weight, _ = Causal().loss(model, params, batch)["loss"]
+    return total / weight
 
 
 @pytest.mark.parametrize(
