@@ -176,6 +176,10 @@ class Word(Tokenizer):
     def piece(self, index: int) -> str:
         return self.words[index]
 
+    def special(self, name: str) -> int | None:
+        """Of "</s>", which is `<eos>` here."""
+        return self.eos_id if name == "</s>" else None
+
     def serialize(self) -> bytes:
         return _to_json({"kind": self.kind, "words": self.words})
 

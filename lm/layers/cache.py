@@ -11,9 +11,15 @@ def length_spec(batch_size: int) -> Param:
     return Param((batch_size,), ("batch",), Constant(), role="vector", trainable=False, dtype="int32")
 
 
+def lengths(documents_BL: jax.Array | None) -> jax.Array | None:
+    """[B]: how many tokens of each row are none of the padding at its end, whose document is -1; None: all are."""
+    return None if documents_BL is None else jnp.sum(documents_BL >= 0, 1)
+
+
 def grown(lengths_B: jax.Array, tokens_BL: jax.Array, documents_BL: jax.Array | None) -> jax.Array:
     """[B]: the rows' lengths with these tokens, of which those of document -1 are padding at a row's end."""
-    return lengths_B + (tokens_BL.shape[1] if documents_BL is None else jnp.sum(documents_BL >= 0, 1))
+    added_B = lengths(documents_BL)
+    return lengths_B + (tokens_BL.shape[1] if added_B is None else added_B)
 
 
 def key_value_spec(batch_size: int, length: int, kv_heads: int, head_dim: int, dtype: str) -> dict[str, Param]:

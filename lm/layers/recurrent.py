@@ -68,13 +68,40 @@ def recurrent(
     Time is the first dimension. Where `keep_LB` is 0 a token starts from zeros instead. Products are of x's dtype, and
     summed in float32 like all else.
     """
-    _, of_input, of_state, _ = _CELLS[cell]
-    count = p["bias"].shape[0]
-    gates = _place(project(x_LBD, p["input"].reshape(x_LBD.shape[-1], -1)), of_input, count) + p["bias"].reshape(
-        1, 1, -1
-    )
+    gates = input_gates(cell, p["input"], x_LBD) + p["bias"].reshape(1, 1, -1)
     kernel_HG = p["state"].reshape(p["state"].shape[0], -1).astype(x_LBD.dtype)
     return _run(cell, gates, kernel_HG, state, keep_LB)
+
+
+def input_gates(cell: str, kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """[..., gates x H] in float32: what inputs [..., D] add to a cell's gates through their kernel [D, gates, H]."""
+    _, of_input, of_state, _ = _CELLS[cell]
+    return _place(project(x, kernel.reshape(x.shape[-1], -1)), of_input, max(of_input + of_state) + 1)
+
+
+def state_gates(cell: str, kernel: jax.Array, h: jax.Array) -> jax.Array:
+    """The same of states [..., H] through theirs, [H, gates, H]."""
+    _, of_input, of_state, _ = _CELLS[cell]
+    return _place(project(h, kernel.reshape(h.shape[-1], -1)), of_state, max(of_input + of_state) + 1)
+
+
+def advance(cell: str, gates: jax.Array, state: State) -> State:
+    """The state after a token, from all that was added to its gates [B, gates x H]."""
+    return _CELLS[cell][0](gates, state)
+
+
+def continuing(documents_BL: jax.Array) -> jax.Array:
+    """The float32 `keep_LB` of rows of documents: 0 where one begins inside the row."""
+    same = documents_BL[:, 1:] == documents_BL[:, :-1]
+    return jnp.pad(same, ((0, 0), (1, 0)), constant_values=True).astype(jnp.float32).T
+
+
+def last(states: State, lengths_B: jax.Array | None) -> State:
+    """The states [B, H] after each row's last token, of those after each, [L, B, H]."""
+    if lengths_B is None:
+        return {name: s[-1] for name, s in states.items()}
+    last_B = jnp.maximum(lengths_B - 1, 0)
+    return {name: s[last_B, jnp.arange(len(last_B))] for name, s in states.items()}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -74,17 +74,15 @@ class HMM:
     ) -> Output:
         """Hidden states [B, L, Z]: log p(next state | tokens up to here).
 
-        `batch` has tokens_BL and may have documents_BL (where its number changes a sequence begins) and lengths_B, how
-        many of each row's tokens are real: the cache continues from the last of them. Nothing is random.
+        `batch` has tokens_BL and may have documents_BL: where its number changes a sequence begins, and -1 is padding,
+        which is passed over. Nothing is random.
         """
         if capture:
             raise UsageError("HMM has no states to capture")
-        tokens_BL, lengths_B = batch["tokens_BL"], batch.get("lengths_B")
-        real_BL = jnp.ones(tokens_BL.shape, bool)
-        if lengths_B is not None:
-            real_BL = jnp.arange(tokens_BL.shape[1])[None] < lengths_B[:, None]
+        tokens_BL, documents_BL = batch["tokens_BL"], batch.get("documents_BL")
+        real_BL = jnp.ones(tokens_BL.shape, bool) if documents_BL is None else documents_BL >= 0
         tables = self.log_probs(params)
-        _, states_BLZ, left = self.filter(tables, tokens_BL, real_BL, batch.get("documents_BL"), cache)
+        _, states_BLZ, left = self.filter(tables, tokens_BL, real_BL, documents_BL, cache)
         next_BLZ = _log_dot(states_BLZ, jnp.exp(tables["transition"]))
         return Output(
             rules.constrain(next_BLZ, "batch", "residual_length", "act_embed"), None if cache is None else left

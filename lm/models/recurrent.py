@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from lm.core import params as specs
 from lm.core.errors import UsageError, check_choice, check_given, check_positive
 from lm.core.params import Constant, Param, Uniform
+from lm.layers import cache as caches
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
-from lm.layers.recurrent import CELLS, recurrent, recurrent_spec, state_spec
+from lm.layers.recurrent import CELLS, continuing, last, recurrent, recurrent_spec, state_spec
 from lm.models.flops import forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
@@ -111,7 +112,7 @@ class Recurrent:
         embeddings = {"table": self._drop_words(params["embed"]["table"], fold(key, 0))}
         x_LBD = embed_tokens(embeddings, tokens_BL, self.dtype).swapaxes(0, 1)
         documents_BL = batch.get("documents_BL")
-        keep_LB = None if documents_BL is None else _continuing(documents_BL).T
+        keep_LB = None if documents_BL is None else continuing(documents_BL)
         states = cache or specs.initialize(self.carry_spec(tokens_BL.shape[0]), jax.random.key(0))
         left = {}
         for i in range(self.layers):
@@ -120,7 +121,7 @@ class Recurrent:
             x_LBD = self._drop(x_LBD, fold(key, 2 * i + 2))
             after = recurrent(self.cell, p, x_LBD, states[name], keep_LB)
             x_LBD = after["h"].astype(x_LBD.dtype)
-            left[name] = _last(after, documents_BL)
+            left[name] = last(after, caches.lengths(documents_BL))
         out_BLD = self._drop(x_LBD, fold(key, 2 * self.layers + 1)).swapaxes(0, 1)
         out_BLD = constrain(out_BLD, "batch", "residual_length", "act_embed")
         return Output(out_BLD, None if cache is None else left)
@@ -159,17 +160,3 @@ class Recurrent:
         if not self.word_dropout or key is None:
             return table_VD
         return table_VD * dropout(jnp.ones_like(table_VD[:, :1]), self.word_dropout, key)
-
-
-def _continuing(documents_BL: jax.Array) -> jax.Array:
-    """float32 [B, L]: 0 where a document begins inside the row."""
-    same = documents_BL[:, 1:] == documents_BL[:, :-1]
-    return jnp.pad(same, ((0, 0), (1, 0)), constant_values=True).astype(jnp.float32)
-
-
-def _last(states: dict[str, jax.Array], documents_BL: jax.Array | None) -> dict[str, jax.Array]:
-    """The states after each row's last token."""
-    if documents_BL is None:
-        return {name: s[-1] for name, s in states.items()}
-    last_B = jnp.maximum(jnp.sum(documents_BL >= 0, 1) - 1, 0)
-    return {name: s[last_B, jnp.arange(len(last_B))] for name, s in states.items()}

@@ -106,7 +106,8 @@ def test_rows_that_continue_others_are_scored_as_one():
 def test_cached_decoding_of_ragged_rows_equals_the_full_pass():
     lengths, rows = np.array([3, 1, 2, 3, 1, 2, 3, 1], np.int32), np.arange(B)
     full = MODEL.apply(weights(), {"tokens_BL": TOKENS}).hidden_BLD
-    out = MODEL.apply(weights(), {"tokens_BL": TOKENS[:, :3], "lengths_B": lengths}, cache=new_carry(B))
+    padding = {"documents_BL": np.where(np.arange(3) < lengths[:, None], 0, -1)}
+    out = MODEL.apply(weights(), {"tokens_BL": TOKENS[:, :3]} | padding, cache=new_carry(B))
     for step in range(2):
         at = lengths + step
         out = MODEL.apply(weights(), {"tokens_BL": TOKENS[rows, at][:, None]}, cache=out.cache)
