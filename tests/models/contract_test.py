@@ -14,6 +14,7 @@ from lm.core import params as specs
 from lm.core import tree
 from lm.core.errors import UsageError
 from lm.layers.block import Layer
+from lm.layers.char_cnn import CharCNN
 from lm.layers.moe import Experts
 from lm.models.decoder import Decoder
 from lm.models.encoder import Encoder
@@ -109,6 +110,9 @@ MODELS = {
     "lstm": Recurrent(**SMALL, tied=True),
     "gru": Recurrent(**SMALL, cell="gru"),
     "elman": Recurrent(**SMALL, cell="elman", hidden=24),
+    "char_lstm": Recurrent(
+        **SMALL, characters=CharCNN(width=8, filters=((1, 16), (2, 8), (3, 8)), highways=1, max_characters=6)
+    ),
     "xlnet": XLNet(**TINY),
     "xlnet_causal": XLNet(**TINY, causal=True),
 }
@@ -146,7 +150,12 @@ def randomized(model, seed):
     """Initial values plus noise, so that no bias is zero and no scale is one."""
     flat = tree.flatten(specs.initialize(model.spec(), jax.random.key(seed)))
     rng = np.random.default_rng(seed)
-    return tree.unflatten({k: v + 0.1 * rng.standard_normal(v.shape, np.float32) for k, v in flat.items()})
+    params = tree.unflatten({k: v + 0.1 * rng.standard_normal(v.shape, np.float32) for k, v in flat.items()})
+    if not hasattr(model, "with_pieces"):
+        return params
+    # Each token is spelled with a character of its own, whose row of the table is the one that its id has elsewhere.
+    spelled = model.with_pieces(params, [chr(i) + "~~" for i in range(V)])
+    return jax.tree.map(jnp.array, jax.device_get(spelled))  # Bound to no device.
 
 
 def make_batch():
