@@ -16,6 +16,7 @@ from lm.core.errors import UsageError
 from lm.layers.block import Layer
 from lm.layers.char_cnn import CharCNN
 from lm.layers.moe import Experts
+from lm.models.convolution import Convolution
 from lm.models.decoder import Decoder
 from lm.models.encoder import Encoder
 from lm.models.recurrent import Recurrent
@@ -113,13 +114,19 @@ MODELS = {
     "char_lstm": Recurrent(
         **SMALL, characters=CharCNN(width=8, filters=((1, 16), (2, 8), (3, 8)), highways=1, max_characters=6)
     ),
+    "gated_conv": Convolution(
+        blocks=(((4, 32),), ((1, 16), (5, 16), (1, 48)), ((4, 48),)),
+        width=32,
+        vocab_size=V,
+        valid_vocab_size=V - 3,
+    ),
     "xlnet": XLNet(**TINY),
     "xlnet_causal": XLNet(**TINY, causal=True),
 }
 
 
 def is_causal(model):
-    return getattr(model, "causal", isinstance(model, Decoder | Recurrent))
+    return getattr(model, "causal", isinstance(model, Decoder | Recurrent | Convolution))
 
 
 @pytest.fixture(params=MODELS, scope="module")
@@ -192,7 +199,7 @@ def assert_same(actual, expected, loss=2e-6, gradients=1e-5):
 
 def test_hidden_states_and_logits_have_the_declared_shapes(model, params):
     batch, width = make_batch(), getattr(model, "hidden", None) or model.width
-    capture = () if isinstance(model, Recurrent) else ("hidden_states",)
+    capture = () if isinstance(model, Recurrent | Convolution) else ("hidden_states",)
     out = jax.eval_shape(lambda p: model.apply(p, batch, capture=capture), params)
     assert out.hidden_BLD.shape == (B, L, width)
     if capture:
@@ -242,7 +249,7 @@ def test_cached_decoding_of_ragged_rows_equals_the_full_pass(cached, params):
 
 
 def test_scan_equals_the_unrolled_stack(model, params, reference):
-    if isinstance(model, Recurrent):
+    if isinstance(model, Recurrent | Convolution):
         pytest.skip("its layers differ in width: none are scanned")
     assert_same(loss_and_gradients(dataclasses.replace(model, scan=False), params, make_batch()), reference)
 
