@@ -165,6 +165,10 @@ def _train(
             say(f"--init_from is not read again: the run goes on from its own step {step}")
     else:
         state = new(jax.random.key(run.train.seed))
+        if hasattr(run.model, "with_pieces"):
+            pieces = corpus.tokenizer().pieces
+            averaged = state.ema and run.model.with_pieces(state.ema, pieces)
+            state = dataclasses.replace(state, params=run.model.with_pieces(state.params, pieces), ema=averaged)
         if options.init_from:
             state = _initialized_from(options.init_from, corpus, state, abstract)
             say(f"weights from {options.init_from}")

@@ -1,6 +1,7 @@
 """Recurrent language models: Elman's, GRU and LSTM, with the ways in which dropout is applied to them."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from lm.core import params as specs
 from lm.core.errors import UsageError, check_choice, check_given, check_positive
 from lm.core.params import Constant, Param, Uniform
 from lm.layers import cache as caches
+from lm.layers.char_cnn import CharCNN
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
 from lm.layers.recurrent import CELLS, continuing, last, recurrent, recurrent_spec, state_spec
@@ -27,9 +29,10 @@ class Recurrent:
     table then scores the words (Press and Wolf 2016, 1608.05859; Inan et al. 2016, 1611.01462). `dropout` is on what
     enters each layer and the head, with one mask for all times where `locked` (Gal and Ghahramani 2015, 1512.05287);
     `word_dropout` drops words from the embedding table, `weight_dropout` entries of the kernels between states (Merity
-    et al. 2017, 1708.02182). Values start uniform within `init_limit`, those of the layers within `cell_limit`
-    (None: hidden^-0.5), and biases from zero. `valid_vocab_size`: logits from there on stand for no token and are
-    masked.
+    et al. 2017, 1708.02182). With `characters` a word's vector is made of its spelling instead of looked up, enters the
+    first layer without dropout (Kim et al. 2016, 1508.06615), and `width` is that of the layers. Values start uniform
+    within `init_limit`, those of the layers within `cell_limit` (None: hidden^-0.5), and biases from zero.
+    `valid_vocab_size`: logits from there on stand for no token and are masked.
     """
 
     cell: str = "lstm"
@@ -45,6 +48,7 @@ class Recurrent:
     valid_vocab_size: int | None = None
     init_limit: float = 0.1
     cell_limit: float | None = None
+    characters: CharCNN | None = None
     dtype: str = "float32"
 
     offers = ("causal",)  # What an objective may need of it.
@@ -64,12 +68,20 @@ class Recurrent:
             raise UsageError(
                 f"hidden={self.hidden} has no effect: the one layer of a tied model has width={self.width}"
             )
+        if self.characters and (self.hidden or self.tied or self.word_dropout):
+            name = next(name for name in ("hidden", "tied", "word_dropout") if getattr(self, name))
+            raise UsageError(
+                f"{name}={getattr(self, name)} has no effect with characters=, which leave no table of words, and the "
+                f"layers to width={self.width}: leave it out"
+            )
         if self.valid_vocab_size is not None and not 0 < self.valid_vocab_size <= (self.vocab_size or 0):
             raise UsageError(f"valid_vocab_size={self.valid_vocab_size} is not within vocab_size={self.vocab_size}")
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The width of the embeddings and of every layer."""
+        if self.characters:
+            return (self.characters.features, *[self.width] * self.layers)
         hidden = self.hidden or self.width
         return (self.width, *[hidden] * (self.layers - 1), self.width if self.tied else hidden)
 
@@ -79,11 +91,13 @@ class Recurrent:
         return self.sizes[-1]
 
     def spec(self) -> dict[str, Any]:
-        """{"embed", "layer_0", ..., "head": {"bias" [V] and, where not tied, "table" [V, H]}}."""
+        """{"embed" (with `characters` a CharCNN's), "layer_0", ..., "head"}, whose head is {"bias" [V]} and, where not
+        tied, "table" [V, H]."""
         if self.vocab_size is None:
             raise UsageError("vocab_size=None is not resolved: take it from the tokenizer or set it")
         init = Uniform(self.init_limit)
-        spec: dict[str, Any] = {"embed": embed_spec(self.vocab_size, self.width, init)}
+        words = self.characters.spec(self.vocab_size, init) if self.characters else None
+        spec: dict[str, Any] = {"embed": words or embed_spec(self.vocab_size, self.width, init)}
         for i, (inputs, width) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             spec[f"layer_{i}"] = recurrent_spec(self.cell, inputs, width, Uniform(self.cell_limit or width**-0.5))
         spec["head"] = {"bias": Param((self.vocab_size,), ("vocab",), Constant(), role="vector")}
@@ -109,8 +123,7 @@ class Recurrent:
         if capture:
             raise UsageError("Recurrent has no states to capture")
         tokens_BL = batch["tokens_BL"]
-        embeddings = {"table": self._drop_words(params["embed"]["table"], fold(key, 0))}
-        x_LBD = embed_tokens(embeddings, tokens_BL, self.dtype).swapaxes(0, 1)
+        x_LBD = self._embed(params["embed"], tokens_BL, fold(key, 0)).swapaxes(0, 1)
         documents_BL = batch.get("documents_BL")
         keep_LB = None if documents_BL is None else continuing(documents_BL)
         states = cache or specs.initialize(self.carry_spec(tokens_BL.shape[0]), jax.random.key(0))
@@ -118,13 +131,18 @@ class Recurrent:
         for i in range(self.layers):
             name = f"layer_{i}"
             p = params[name] | {"state": dropout(params[name]["state"], self.weight_dropout, fold(key, 2 * i + 1))}
-            x_LBD = self._drop(x_LBD, fold(key, 2 * i + 2))
+            if i or not self.characters:
+                x_LBD = self._drop(x_LBD, fold(key, 2 * i + 2))
             after = recurrent(self.cell, p, x_LBD, states[name], keep_LB)
             x_LBD = after["h"].astype(x_LBD.dtype)
             left[name] = last(after, caches.lengths(documents_BL))
         out_BLD = self._drop(x_LBD, fold(key, 2 * self.layers + 1)).swapaxes(0, 1)
         out_BLD = constrain(out_BLD, "batch", "residual_length", "act_embed")
         return Output(out_BLD, None if cache is None else left)
+
+    def with_pieces(self, params: dict[str, Any], pieces: Sequence[str]) -> dict[str, Any]:
+        """The parameters for a tokenizer with these pieces: with `characters` they hold each one's spelling."""
+        return params | {"embed": self.characters.with_pieces(params["embed"], pieces)} if self.characters else params
 
     def carry_spec(self, batch_size: int) -> dict[str, Any]:
         """The states of every layer, {"layer_0": {"h" [B, H], ...}, ...}."""
@@ -156,7 +174,10 @@ class Recurrent:
             return dropout(x_LBD, self.dropout, key)
         return x_LBD * dropout(jnp.ones_like(x_LBD[:1]), self.dropout, key)
 
-    def _drop_words(self, table_VD: jax.Array, key: jax.Array | None) -> jax.Array:
-        if not self.word_dropout or key is None:
-            return table_VD
-        return table_VD * dropout(jnp.ones_like(table_VD[:, :1]), self.word_dropout, key)
+    def _embed(self, p: dict[str, Any], tokens_BL: jax.Array, key: jax.Array | None) -> jax.Array:
+        if self.characters:
+            return self.characters.apply(p, tokens_BL, self.dtype)
+        table_VD = p["table"]
+        if self.word_dropout and key is not None:
+            table_VD = table_VD * dropout(jnp.ones_like(table_VD[:, :1]), self.word_dropout, key)
+        return embed_tokens({"table": table_VD}, tokens_BL, self.dtype)

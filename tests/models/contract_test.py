@@ -14,11 +14,13 @@ from lm.core import params as specs
 from lm.core import tree
 from lm.core.errors import UsageError
 from lm.layers.block import Layer
+from lm.layers.char_cnn import CharCNN
 from lm.layers.favor import Favor
 from lm.layers.local import Local
 from lm.layers.lsh import LSH
 from lm.layers.moe import Experts
 from lm.layers.relative import Relative
+from lm.models.convolution import Convolution
 from lm.models.decoder import Decoder
 from lm.models.encoder import Encoder
 from lm.models.recurrent import Recurrent
@@ -121,6 +123,15 @@ MODELS = {
     "gru": Recurrent(**SMALL, cell="gru"),
     "elman": Recurrent(**SMALL, cell="elman", hidden=24),
     "performer_encoder": Encoder(**TINY, max_len=L, favor=Favor(features=24, chunk=5)),
+    "char_lstm": Recurrent(
+        **SMALL, characters=CharCNN(width=8, filters=((1, 16), (2, 8), (3, 8)), highways=1, max_characters=6)
+    ),
+    "gated_conv": Convolution(
+        blocks=(((4, 32),), ((1, 16), (5, 16), (1, 48)), ((4, 48),)),
+        width=32,
+        vocab_size=V,
+        valid_vocab_size=V - 3,
+    ),
     "xlnet": XLNet(**TINY),
     "xlnet_causal": XLNet(**TINY, causal=True),
     # Where all is one chunk: what hashing sees is not all that may be seen.
@@ -132,7 +143,7 @@ MODELS = {
 
 
 def is_causal(model):
-    return getattr(model, "causal", isinstance(model, Decoder | Recurrent))
+    return getattr(model, "causal", isinstance(model, Decoder | Recurrent | Convolution))
 
 
 @pytest.fixture(params=MODELS, scope="module")
@@ -163,7 +174,12 @@ def randomized(model, seed):
     """Initial values plus noise, so that no bias is zero and no scale is one."""
     flat = tree.flatten(specs.initialize(model.spec(), jax.random.key(seed)))
     rng = np.random.default_rng(seed)
-    return tree.unflatten({k: v + 0.1 * rng.standard_normal(v.shape, np.float32) for k, v in flat.items()})
+    params = tree.unflatten({k: v + 0.1 * rng.standard_normal(v.shape, np.float32) for k, v in flat.items()})
+    if not hasattr(model, "with_pieces"):
+        return params
+    # Each token is spelled with a character of its own, whose row of the table is the one that its id has elsewhere.
+    spelled = model.with_pieces(params, [chr(i) + "~~" for i in range(V)])
+    return jax.tree.map(jnp.array, jax.device_get(spelled))  # Bound to no device.
 
 
 def make_batch():
@@ -200,7 +216,7 @@ def assert_same(actual, expected, loss=2e-6, gradients=1e-5):
 
 def test_hidden_states_and_logits_have_the_declared_shapes(model, params):
     batch, width = make_batch(), getattr(model, "hidden_width", model.width)
-    capture = () if isinstance(model, Recurrent) else ("hidden_states",)
+    capture = () if isinstance(model, Recurrent | Convolution) else ("hidden_states",)
     out = jax.eval_shape(lambda p: model.apply(p, batch, capture=capture), params)
     assert out.hidden_BLD.shape == (B, L, width)
     if capture:
@@ -257,7 +273,7 @@ def test_cached_decoding_of_ragged_rows_equals_the_full_pass(cached, params):
 
 
 def test_scan_equals_the_unrolled_stack(model, params, reference):
-    if isinstance(model, Recurrent):
+    if isinstance(model, Recurrent | Convolution):
         pytest.skip("its layers differ in width: none are scanned")
     assert_same(loss_and_gradients(dataclasses.replace(model, scan=False), params, make_batch()), reference)
 

@@ -1,0 +1,33 @@
+"""Recurrent models whose words are spelled."""
+
+import jax
+import numpy as np
+import pytest
+
+from lm.core import params as specs
+from lm.core.errors import UsageError
+from lm.layers.char_cnn import CharCNN
+from lm.models.recurrent import Recurrent
+
+CNN = CharCNN(width=4, filters=((1, 4), (2, 4)), max_characters=6)
+MODEL = Recurrent(layers=2, width=8, characters=CNN, vocab_size=8, valid_vocab_size=5)
+
+
+def test_words_of_one_spelling_or_one_that_is_cut_to_it_have_one_vector():
+    params = specs.initialize(MODEL.spec(), jax.random.key(0))
+    params = MODEL.with_pieces(params, ["cat", "dog", "catty", "catting", "cat"])
+    hidden = MODEL.apply(params, {"tokens_BL": np.arange(5)[:, None]}).hidden_BLD
+    np.testing.assert_array_equal(hidden[0], hidden[4])
+    np.testing.assert_array_equal(hidden[2], hidden[3])  # Of both "catt" is left.
+    assert np.abs(hidden[0] - hidden[1]).max() > 0
+
+
+def test_a_model_of_looked_up_words_needs_no_pieces():
+    params = {"embed": {"table": np.zeros(1)}}
+    assert Recurrent().with_pieces(params, list("ab")) is params
+
+
+@pytest.mark.parametrize("settings", [{"hidden": 8}, {"tied": True}, {"word_dropout": 0.1}], ids=str)
+def test_settings_of_a_table_have_no_effect_on_spelled_words(settings):
+    with pytest.raises(UsageError, match=f"{next(iter(settings))}=.* has no effect with characters"):
+        Recurrent(characters=CNN, **settings)
