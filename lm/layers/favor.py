@@ -51,8 +51,8 @@ class Favor:
         w_RC = jax.random.normal(lengths, (self.features, head_dim))
         if self.orthogonal:
             blocks = -(-self.features // head_dim)
-            directions_RC = jax.random.orthogonal(rows, head_dim, (blocks,)).reshape(-1, head_dim)[: self.features]
-            w_RC = jnp.linalg.norm(w_RC, axis=1, keepdims=True) * directions_RC
+            directions = _orthonormal(jax.random.normal(rows, (blocks, head_dim, head_dim)))
+            w_RC = jnp.linalg.norm(w_RC, axis=1, keepdims=True) * directions.reshape(-1, head_dim)[: self.features]
         return w_RC[None]
 
     def cache_spec(self, batch_size: int, kv_heads: int, head_dim: int) -> dict[str, Param]:
@@ -150,6 +150,23 @@ def attend(
     o_BLHC = o.swapaxes(0, 1).reshape(q_BLHC.shape[0], -1, *q_BLHC.shape[2:])[:, : q_BLHC.shape[1]]
     kept = None if cache is None else {"sums": end.sums_BKRC, "totals": end.totals_BKR, "peaks": end.peaks_BKR}
     return o_BLHC.astype(q_BLHC.dtype), kept
+
+
+def _orthonormal(x_BCC):
+    """Each block's rows by Gram and Schmidt, twice, as once leaves the rounding of float32.
+
+    Not by a QR decomposition, which makes some signs likelier than others, and in a program for several devices, where
+    it is a call into LAPACK, stops XLA:CPU (jaxlib 0.10) for good.
+    """
+
+    def step(i, x_BCC):
+        row_BC = x_BCC[:, i]
+        for _ in range(2):
+            shares_BC = dot("brc,bc->br", x_BCC, row_BC) * (jnp.arange(x_BCC.shape[1]) < i)[None]
+            row_BC = row_BC - dot("br,brc->bc", shares_BC, x_BCC)
+        return x_BCC.at[:, i].set(row_BC / jnp.linalg.norm(row_BC, axis=1, keepdims=True))
+
+    return jax.lax.fori_loop(0, x_BCC.shape[1], step, x_BCC)
 
 
 def _exponents(form, w_RC, scale, x_BKTC):
