@@ -200,7 +200,9 @@ class Seq2Seq:
             layer = params["encoder"][f"layer_{i}"]
             read = {name: self._read(name, layer[name], x_SBD, documents_BS) for name in layer}
             x_SBD = jnp.concatenate([read[name] for name in DIRECTIONS[self.directions]], -1)
-        memory_BSD = x_SBD.swapaxes(0, 1)
+        # Said here and of the code, or over data, fsdp and tensor together the partitioner (jaxlib 0.10) pairs the rows
+        # of the decoder's gradients with others of the encoder's.
+        memory_BSD = constrain(x_SBD.swapaxes(0, 1), "batch", "length", "act_embed")
         return Output(memory_BSD, captured={name: self._code(params, read, documents_BS) for name in capture})
 
     def cache_spec(self, batch_size: int, length: int, source_length: int) -> dict[str, Any]:
@@ -264,7 +266,7 @@ class Seq2Seq:
         code_BC = jnp.concatenate([read[name][ends[name], rows] for name in directions], -1)
         if self.attention == "none":
             code_BC = jnp.tanh(linear(params["code"], code_BC))
-        return code_BC * jnp.any(real_BS, 1, keepdims=True).astype(code_BC.dtype)
+        return constrain(code_BC * jnp.any(real_BS, 1, keepdims=True).astype(code_BC.dtype), "batch", "act_embed")
 
     def _start(self, params: dict[str, Any], code_BC: jax.Array) -> dict[str, Any]:
         def start(p):
