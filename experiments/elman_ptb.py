@@ -1,0 +1,24 @@
+"""Elman's recurrent network on Penn Treebank (Mikolov et al. 2010), trained as the LSTM beside it.
+
+Aim: test perplexity 135 at most (Mikolov's thesis has 124.7 for a network trained one token at a time).
+Not yet run to its end here.
+Command: lm train --experiment=elman_ptb --corpus=runs/ptb --workdir=runs/elman
+"""
+
+import dataclasses
+
+from experiments import lstm_ptb
+from lm.models.recurrent import Recurrent
+from lm.train.optimizers import AdamW
+from lm.train.run import Run
+from lm.train.schedules import WSD
+
+
+def run() -> Run:
+    """One layer of 300, tied, dropout 0.3, 6 epochs."""
+    return dataclasses.replace(
+        lstm_ptb.run(),
+        model=Recurrent(cell="elman", layers=1, width=300, tied=True, dropout=0.3),
+        optimizer=AdamW(b2=0.999, weight_decay=0.0, clip_norm=0.25),
+        schedule=WSD(peak=1e-3, decay_fraction=0.4),
+    )

@@ -1,0 +1,24 @@
+"""The neural probabilistic language model of Bengio et al. 2003 on Penn Treebank, a 5-gram.
+
+Aim: test perplexity 155 at most (Mikolov's thesis has 140.2 for a feed-forward network with more units).
+Not yet run to its end here.
+Command: lm train --experiment=nnlm_ptb --corpus=runs/ptb --workdir=runs/nnlm
+"""
+
+from lm.models.nnlm import NNLM
+from lm.objectives.causal import Causal
+from lm.train.optimizers import AdamW
+from lm.train.run import Evals, Run, Train
+from lm.train.schedules import WSD
+
+
+def run() -> Run:
+    """4 words of 100 features, 200 hidden units, dropout 0.3, 6 epochs of 1,024 words a step."""
+    return Run(
+        model=NNLM(context=4, width=100, hidden=200, dropout=0.3),
+        objective=Causal(),
+        optimizer=AdamW(b2=0.999, weight_decay=0.0),
+        schedule=WSD(peak=1e-3, decay_fraction=0.4),
+        train=Train(steps=5440, batch_size=4, seq_len=256, eval_every=907, save_every=907, log_every=100),
+        evals=Evals(seq_len=1024),
+    )
