@@ -9,7 +9,7 @@ from flax import traverse_util
 import lm
 from lm.core import params as specs
 from lm.core import tree
-from tests.models.contract_test import MODELS, L, randomized
+from tests.models.contract_test import MODELS, L, captures, randomized
 
 BATCH = {"tokens_BL": np.arange(2 * L, dtype=np.int32).reshape(2, L) % 100}
 
@@ -18,8 +18,8 @@ BATCH = {"tokens_BL": np.arange(2 * L, dtype=np.int32).reshape(2, L) % 100}
 def test_a_module_computes_what_the_model_does_from_the_same_tree(name):
     model, module = MODELS[name], lm.interop.linen(MODELS[name])
     params = randomized(model, 0)
-    out = module.apply({"params": params}, BATCH, capture=("hidden_states",))
-    expected = model.apply(params, BATCH, capture=("hidden_states",))
+    out = module.apply({"params": params}, BATCH, capture=captures(model))
+    expected = model.apply(params, BATCH, capture=captures(model))
     jax.tree.map(np.testing.assert_array_equal, out, expected)
     logits = module.apply({"params": params}, BATCH, method="logits")
     np.testing.assert_array_equal(logits, model.logits(model.head(params), expected.hidden_BLD))
