@@ -27,9 +27,9 @@ class Convolution:
 
     A block is a tuple of layers, pairs (taps, width), and its input is added to what they make of it, by way of a
     matrix where the widths differ: ((4, 900),) is one layer, ((1, 128), (5, 128), (1, 512)) a bottleneck. `dropout` is
-    on what enters the first layer of each block and the head. A departure: layers start so that gates keep the variance
-    (Gehring et al. 2017, 1705.03122), not as for rectifiers. `valid_vocab_size`: logits from there on stand for no
-    token and are masked.
+    on what enters the first layer of each block and the head. Two departures keep the variance, as the authors' later
+    model does (Gehring et al. 2017, 1705.03122): sums are times sqrt(1/2), and layers do not start as for rectifiers.
+    `valid_vocab_size`: logits from there on stand for no token and are masked.
     """
 
     blocks: tuple[Block, ...] = (((4, 900),),) * 8
@@ -120,7 +120,7 @@ class Convolution:
                     before_BPD, y_BLD, documents, caches.lengths(batch.get("documents_BL"))
                 )
                 y_BLD = gated_conv(p[f"layer_{j}"], y_BLD, before_BPD, documents)
-            x_BLD = y_BLD + (linear(p["residual"], x_BLD) if "residual" in p else x_BLD)
+            x_BLD = (y_BLD + (linear(p["residual"], x_BLD) if "residual" in p else x_BLD)) * 0.5**0.5
             x_BLD = constrain(x_BLD, "batch", "residual_length", "act_embed")
         out_BLD = dropout(x_BLD, self.dropout, fold(key, len(self.blocks)))
         return Output(out_BLD, None if cache is None else left)
