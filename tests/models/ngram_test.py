@@ -256,7 +256,7 @@ def test_a_cache_is_a_count_of_the_last_tokens(tmp_path):
     model = Cached(NGram(order=2, vocab_size=V, boundary_id=BOUNDARY, chunk_tokens=17), tokens=5, weight=0.3)
     tables = fitted(model, text(200), tmp_path / "tables")
     tokens = text(80, seed=2)
-    plain, scores = model.model.score(tables, tokens), model.score(tables, tokens)
+    plain, scores = model.base.score(tables, tokens), model.score(tables, tokens)
     assert scores[0] == pytest.approx(plain[0])
     for i in range(1, len(tokens)):
         recent = tokens[max(0, i - 5) : i]
