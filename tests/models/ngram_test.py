@@ -265,7 +265,7 @@ def test_a_cache_is_a_count_of_the_last_tokens(tmp_path):
         log_p_V = model.next_log_probs(tables, tokens[:i])
         assert log_p_V[tokens[i]] == pytest.approx(want, rel=1e-12)
         assert np.exp(log_p_V).sum() == pytest.approx(1, abs=1e-12)
-    assert model.next_log_probs(tables, []) == pytest.approx(model.model.next_log_probs(tables, []))
+    assert model.next_log_probs(tables, []) == pytest.approx(model.base.next_log_probs(tables, []))
 
 
 def test_settings_and_texts_that_cannot_be_are_refused(tmp_path):
