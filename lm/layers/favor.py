@@ -17,7 +17,7 @@ KERNELS = ("softmax", "relu")
 RELU_EPSILON = 1e-3  # Added to the features of "relu", in the authors' code too: a sum of them is never zero.
 # The peak of sums without a key: above what hides a key, so that hidden keys have features of exactly 0 there too.
 EMPTY = HIDDEN / 2
-LEAST_TOTAL = 1e-30  # Of a query that sees a key: below, it sees none, as padding does, and gets zeros.
+LEAST_TOTAL = 1e-33  # Of a query that sees a key: below, it sees none, as padding does, and gets zeros.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +108,9 @@ def attend(
 
     `scale` of q k, C^-0.5 unless given, is divided between the two. `documents` (of queries, of keys), each [B, L],
     keep attention inside equal numbers, which must stand together; keys of document -1 are padding, which none sees.
-    With a `cache` a row is one document, 0, which continues. Departures: keys and queries are divided by their largest
-    feature, over the keys so far and each feature by itself, which cancels exactly, and nothing is added to the
-    features of "softmax"; causal sums are carried from chunk to chunk, not from token to token.
+    With a `cache` a row is one document, 0, which continues. Departures: features are divided by the largest that their
+    query meets, which cancels exactly, and not by that of all keys, and nothing is added to those of "softmax"; causal
+    sums are carried from chunk to chunk, not from token to token.
     """
     scale = q_BLHC.shape[-1] ** -0.5 if scale is None else scale
     exponents = functools.partial(_exponents, form, math.sqrt(scale) * w_1RC[0], scale)
@@ -198,35 +198,50 @@ def _add(sums, exponents_BKSR, chunk, edge_B):
 
 
 def _read(exponents_BKTR, chunk, states, keys_BKSR=None, causal=False):
-    """o_BLHC in float32 of a chunk's queries: over the sums of their document, and over the `keys` of the chunk."""
-    B, L, H, C = chunk.q_BLHC.shape
-    K = chunk.k_BLKC.shape[2]
+    """o_BLHC in float32 of a chunk's queries: over the sums of their document, and over the `keys` of the chunk.
+
+    A sum has a peak for each feature, a key of the chunk one for all: of the first there are as many as features, of
+    the second as many as pairs, and so what a query does not see decides nothing.
+    """
+    (B, L, H, C), K = chunk.q_BLHC.shape, chunk.k_BLKC.shape[2]
     documents_BT = jnp.tile(chunk.query_documents_BL, H // K)
-    peaks_BKR = functools.reduce(jnp.maximum, [sums.peaks_BKR for sums in states])
+    reached = []
+    for sums in states:
+        seen_BT = documents_BT == sums.document_B[:, None]
+        reached.append(jnp.where(seen_BT[:, None, :, None], exponents_BKTR + sums.peaks_BKR[:, :, None], HIDDEN))
+    peaks = [jnp.max(x, -1, keepdims=True) for x in reached]
     if keys_BKSR is not None:
-        keys_BKSR = jnp.where((chunk.key_documents_BL >= 0)[:, None, :, None], keys_BKSR, HIDDEN)
-        peaks_BKR = jnp.maximum(peaks_BKR, jnp.max(keys_BKSR, 2))
-    peaks_BKR = jax.lax.stop_gradient(peaks_BKR)
-    exponents_BKTR = exponents_BKTR + peaks_BKR[:, :, None]
-    features_BKTR = jnp.exp(exponents_BKTR - jax.lax.stop_gradient(jnp.max(exponents_BKTR, -1, keepdims=True)))
-    o_BKTC, totals_BKT = jnp.zeros((B, K, L * H // K, C), jnp.float32), jnp.zeros((B, K, L * H // K), jnp.float32)
+        query_peaks_BKT1, key_peaks_BKS1 = (
+            jax.lax.stop_gradient(jnp.max(x, -1, keepdims=True)) for x in (exponents_BKTR, keys_BKSR)
+        )
+        seen_BTS = _seen(documents_BT, chunk.key_documents_BL, causal)
+        pairs_BKTS = jnp.where(seen_BTS[:, None], query_peaks_BKT1 + key_peaks_BKS1.swapaxes(2, 3), HIDDEN)
+        peaks.append(jnp.max(pairs_BKTS, -1, keepdims=True))
+    peak_BKT1 = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks, jnp.full_like(peaks[0], EMPTY)))
+    o_BKTC, totals_BKT = jnp.zeros((*exponents_BKTR.shape[:3], C), jnp.float32), jnp.zeros_like(peak_BKT1[..., 0])
     if keys_BKSR is not None:
-        index_T = jnp.tile(jnp.arange(L), H // K)
-        seen_BTS = (documents_BT[:, :, None] == chunk.key_documents_BL[:, None, :]) & (
-            (index_T[:, None] >= jnp.arange(L)[None, :]) | (not causal)
-        )[None]
-        scores_BKTS = dot("bktr,bksr->bkts", features_BKTR, jnp.exp(keys_BKSR - peaks_BKR[:, :, None]))
-        scores_BKTS = jnp.where(seen_BTS[:, None], scores_BKTS, 0.0)
+        features_BKTR, key_features_BKSR = (
+            jnp.exp(x - peak) for x, peak in ((exponents_BKTR, query_peaks_BKT1), (keys_BKSR, key_peaks_BKS1))
+        )
+        scores_BKTS = dot("bktr,bksr->bkts", features_BKTR, key_features_BKSR) * jnp.exp(pairs_BKTS - peak_BKT1)
         o_BKTC = dot("bkts,bskc->bktc", scores_BKTS, chunk.v_BLKC.astype(jnp.float32))
         totals_BKT = jnp.sum(scores_BKTS, -1)
-    for sums in states:
-        seen_BKT = (documents_BT == sums.document_B[:, None])[:, None]
-        shrink_BKR = jnp.exp(sums.peaks_BKR - peaks_BKR)
-        o = dot("bktr,bkrc->bktc", features_BKTR, shrink_BKR[..., None] * sums.sums_BKRC)
-        o_BKTC += jnp.where(seen_BKT[..., None], o, 0.0)
-        totals_BKT += jnp.where(seen_BKT, dot("bktr,bkr->bkt", features_BKTR, shrink_BKR * sums.totals_BKR), 0.0)
-    o_BKTC = o_BKTC / jnp.where(totals_BKT > LEAST_TOTAL, totals_BKT, 1.0)[..., None]
+    for sums, exponents in zip(states, reached, strict=True):
+        features_BKTR = jnp.exp(exponents - peak_BKT1)
+        o_BKTC += dot("bktr,bkrc->bktc", features_BKTR, sums.sums_BKRC)
+        totals_BKT += dot("bktr,bkr->bkt", features_BKTR, sums.totals_BKR)
+    totals_BKT1 = jnp.where(totals_BKT > LEAST_TOTAL, totals_BKT, 1.0)[..., None]
+    # Of a bare quotient the gradient has the total's square, which float32 does not hold for small ones.
+    unit_BKT1 = jax.lax.stop_gradient(totals_BKT1)
+    o_BKTC = (o_BKTC / unit_BKT1) / (totals_BKT1 / unit_BKT1)
     return o_BKTC.reshape(B, K, H // K, L, C).transpose(0, 3, 1, 2, 4).reshape(B, L, H, C)
+
+
+def _seen(documents_BT, key_documents_BS, causal):
+    S = key_documents_BS.shape[1]
+    seen_BTS = (documents_BT[:, :, None] == key_documents_BS[:, None, :]) & (key_documents_BS >= 0)[:, None, :]
+    index_T, index_S = jnp.tile(jnp.arange(S), documents_BT.shape[1] // S), jnp.arange(S)
+    return seen_BTS & (index_T[:, None] >= index_S[None, :])[None] if causal else seen_BTS
 
 
 def _cut(size: int, q_BLHC: Any, k_BLKC: Any, v_BLKC: Any, documents: Any) -> _Chunk:
