@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.tokenizers import END, UNKNOWN
+
 # How pieces of the kinds of tokenizers show a word's begin, or with "##" its continuation.
 _MARKS = ("\u2581", "\u0120", "##")  # SentencePiece, byte-level BPE, WordPiece.
 _STOPS, _CLOSING = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f"), " \"')]\u201d\u2019\u300d\u300f"
-_NO_WORDS = ("<unk>", "<eos>")  # Of kinds word and folded.
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def is_word(pieces: Sequence[str]) -> np.ndarray:
     """bool, one for each of a vocabulary's pieces: not those that end a line or stand for unknown words."""
-    return ~np.isin(pieces, _NO_WORDS)
+    return ~np.isin(pieces, (UNKNOWN, END))
 
 
 def word_starts(tokenizer: Any) -> np.ndarray:

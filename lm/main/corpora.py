@@ -20,6 +20,7 @@ from lm.main.corpus import progress_bar
 from lm.objectives import carry as carries
 from lm.parallel import hosts, rules
 from lm.parallel.mesh import Mesh, under
+from lm.train.counted import is_counted
 
 Batches = Iterator[dict[str, jax.Array]]
 
@@ -117,14 +118,15 @@ def scorer(
 ) -> Callable[[Any], dict[str, float]]:
     """A function from weights to the figures of a split, every token of it once in a row.
 
-    A counted model scores its tokens one after another, the first among them, and needs no mesh.
-    Rows of a model that hands on a state are as many lanes: each continues the row of the batch before.
     They are val_loss, each other term of the objective as val_<name>, and val_bits_per_byte where the objective
     predicts the text, every token of it and nothing else (its `scores_text`). Under `evals.max_tokens` the bits per
-    byte take the tokens a byte of the whole split.
+    byte take the tokens a byte of the whole split. A counted model scores its tokens one after another, the first
+    among them, and needs no mesh. Rows of a model that hands on a state are as many lanes: each continues the row of
+    the batch before.
     """
-    if mesh is None:
+    if is_counted(model):
         return lambda tables: _val(perplexity.score_counted(model, tables, split, evals.max_tokens), split, objective)
+    assert mesh is not None  # There is one for all models with weights.
     length = evals.seq_len or seq_len
     stream = Stream(split, objective, length, order="sequential")
     examples = stream.examples

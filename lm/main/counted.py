@@ -13,14 +13,20 @@ from lm.train import checkpoint, counted, folder
 from lm.train.metrics import Metrics
 
 
-def train(run: Any, experiment: str, workdir: str, corpus: Any, started: Callable[[int], None], times: Any) -> int:
+def train(
+    run: Any, experiment: str, workdir: str, corpus: Any, options: Any, started: Callable[[int], None], times: Any
+) -> int:
     """Counts a resolved run's corpus, unless its folder has that already; returns the exit code.
 
-    `started` writes the start at a step to the ledger. Raises UsageError for a folder of other settings or text.
+    `started` writes the start at a step to the ledger. Raises UsageError for a folder of other settings or text, and
+    for what has no effect on counts: a mixture, or the `options` --init_from and --profile.
     """
     digest = corpora.fingerprint(run, corpus)
     if run.data.mixture:
         raise UsageError("data.mixture has no effect on a model that is counted: build one corpus of all the text")
+    for name in ("init_from", "profile"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} has no effect on a model that is counted: leave it out")
     done = checkpoint.Checkpoints(workdir).steps() == [counted.STEP]
     if done:
         _check_same(workdir, run, digest)

@@ -148,7 +148,7 @@ def _train(
 
     run = resolve(run, corpus.tokenizer())
     if is_counted(run.model):
-        return counted.train(run, experiment, workdir, corpus, started, times)
+        return counted.train(run, experiment, workdir, corpus, options, started, times)
     if run.mesh.preset == "auto":
         run = search.on_devices(run, jax.devices(), run.mesh.slices)
     mesh = run.mesh.build()

@@ -76,3 +76,8 @@ def test_it_writes_what_it_has_counted(trained, capsys):
 def test_nothing_is_planned_for_it(capsys):
     assert call("plan", f"--experiment={TINY}:counted", "--hardware=cpu:8") == 2
     assert "counts and takes no step" in capsys.readouterr().err
+
+
+def test_weights_to_start_from_are_refused(trained, capsys):
+    assert call("train", f"--experiment={TINY}:counted", f"--workdir={trained}", f"--init_from={trained}") == 2
+    assert "--init_from has no effect" in capsys.readouterr().err
