@@ -1,6 +1,7 @@
 """Step time beside a peer's, in one interleaved run.
 
   python -m experiments.bench.step --peer=nanogpt --peer_path=CHECKOUT --shape=C1 --dtype=float32
+  python -m experiments.bench.step --peer=torch_lstm --shape=PTB
 
 Each side is a process of its own; they take turns, block by block, on the same token ids. The last line is JSON:
 `ratio` is our tokens a second over those of the peer's best variant, by the median of the blocks' medians.
@@ -24,11 +25,12 @@ from absl import app, flags
 SHAPES = {
     "C1": {"layers": 4, "heads": 4, "width": 128, "seq_len": 64, "batch_size": 12},
     "C2": {"layers": 6, "heads": 6, "width": 384, "seq_len": 256, "batch_size": 8},
+    "PTB": {"layers": 2, "width": 200, "seq_len": 35, "batch_size": 20},
 }
-VOCAB = 65
+VOCABS = {"nanogpt": 65, "torch_lstm": 10_000}
 
-_PEER = flags.DEFINE_enum("peer", "nanogpt", ["nanogpt"], "the peer")
-_PEER_PATH = flags.DEFINE_string("peer_path", None, "a checkout of the peer", required=True)
+_PEER = flags.DEFINE_enum("peer", "nanogpt", list(VOCABS), "the peer")
+_PEER_PATH = flags.DEFINE_string("peer_path", None, "a checkout of the peer, where it has one")
 _SHAPE = flags.DEFINE_enum("shape", "C1", list(SHAPES), "the shape of model and batch")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of products; the peer's is autocast")
 _BLOCKS = flags.DEFINE_integer("blocks", 7, "turns of each side", lower_bound=1)
@@ -36,31 +38,39 @@ _BLOCK_S = flags.DEFINE_float("block_s", 3.0, "seconds a turn, about")
 _COMPILE = flags.DEFINE_boolean("compile", False, "also time the peer under torch.compile")
 
 
-def ours(shape: dict[str, int], dtype: str, tokens: np.ndarray) -> Callable[[], float]:
+def ours(shape: dict[str, int], dtype: str, tokens: np.ndarray, peer: str) -> Callable[[], float]:
     """A function that trains one step, waits for it, and returns the loss before it."""
     import jax
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from experiments import shakespeare_char
+    from experiments import lstm_ptb, shakespeare_char
     from lm.core import keys
     from lm.main import devices
+    from lm.main.train import parameters
     from lm.parallel import rules
     from lm.parallel.mesh import under
     from lm.train import loop
 
-    devices.start(shape["batch_size"])
-    base = shakespeare_char.run()
-    model = {k: shape[k] for k in ("layers", "heads", "width")} | {"max_len": shape["seq_len"], "dtype": dtype}
+    vocab = VOCABS[peer]
+    model = {k: shape[k] for k in ("layers", "width")} | {"vocab_size": vocab, "valid_vocab_size": vocab}
+    if peer == "nanogpt":
+        base = shakespeare_char.run()
+        model |= {"heads": shape["heads"], "max_len": shape["seq_len"]}
+    else:
+        base = lstm_ptb.run()
     run = dataclasses.replace(
         base,
-        model=dataclasses.replace(base.model, vocab_size=VOCAB, valid_vocab_size=VOCAB, **model),
+        model=dataclasses.replace(base.model, dtype=dtype, **model),
         train=dataclasses.replace(base.train, batch_size=shape["batch_size"], seq_len=shape["seq_len"]),
     )
+    devices.start(shape["batch_size"], parameters(run.model), shape["seq_len"])
     mesh = run.mesh.build()
     _, new, train_step = loop.prepare(run, mesh)
     state, train_step = new(jax.random.key(0)), under(mesh, train_step)
     rows = [run.objective.corrupt(None, {"tokens": row, "documents": np.zeros_like(row)}) for row in tokens]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    if run.data.order == "lanes":
+        batch["resets_B"] = np.zeros(len(rows), bool)
     batch = jax.device_put(batch, rules.batch_sharding(mesh))
 
     key = keys.run_key(0)
@@ -85,7 +95,7 @@ def nanogpt(shape: dict[str, int], dtype: str, tokens: np.ndarray, path: str, va
     torch.manual_seed(0)
     config = module.GPTConfig(
         block_size=shape["seq_len"],
-        vocab_size=VOCAB,
+        vocab_size=VOCABS["nanogpt"],
         n_layer=shape["layers"],
         n_head=shape["heads"],
         n_embd=shape["width"],
@@ -112,6 +122,38 @@ def nanogpt(shape: dict[str, int], dtype: str, tokens: np.ndarray, path: str, va
     return step
 
 
+def torch_lstm(shape: dict[str, int], dtype: str, tokens: np.ndarray) -> Callable[[], float]:
+    """The same for torch.s LSTM, trained as in pytorch/examples: tied table, dropout, clipping and SGD."""
+    import torch
+
+    torch.manual_seed(0)
+    width = shape["width"]
+    table = torch.nn.Embedding(VOCABS["torch_lstm"], width)
+    torch.nn.init.uniform_(table.weight, -0.1, 0.1)
+    cells = torch.nn.LSTM(width, width, shape["layers"], dropout=0.2)
+    bias = torch.nn.Parameter(torch.zeros(VOCABS["torch_lstm"]))
+    parameters = [*table.parameters(), *cells.parameters(), bias]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3)
+    x, y = (torch.from_numpy(np.ascontiguousarray(t.T, np.int64)) for t in (tokens[:, :-1], tokens[:, 1:]))
+    state = tuple(torch.zeros(shape["layers"], shape["batch_size"], width) for _ in range(2))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def step() -> float:
+        nonlocal state
+        with autocast:
+            hidden, after = cells(torch.nn.functional.dropout(table(x), 0.2), state)
+            logits = torch.nn.functional.linear(torch.nn.functional.dropout(hidden, 0.2), table.weight, bias)
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.25)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state = tuple(s.detach() for s in after)
+        return loss.item()
+
+    return step
+
+
 def _worker(make: Callable[..., Callable[[], float]], arguments: tuple, pipe: Any) -> None:
     """Answers each number of steps with (wall seconds, CPU seconds) of every step, and the last loss."""
     step = make(*arguments)
@@ -129,11 +171,19 @@ def _worker(make: Callable[..., Callable[[], float]], arguments: tuple, pipe: An
 
 def main(argv: list[str]) -> None:
     """Prints one line a side, and the JSON line."""
+    if (_PEER.value == "nanogpt") != (_PEER_PATH.value is not None):
+        raise app.UsageError(f"--peer={_PEER.value}: nanogpt, and no other peer, needs a --peer_path")
+    if (_PEER.value == "torch_lstm") != (_SHAPE.value == "PTB"):
+        raise app.UsageError(f"--shape={_SHAPE.value} is none of --peer={_PEER.value}")
     shape, dtype = SHAPES[_SHAPE.value], _DTYPE.value
-    tokens = np.random.default_rng(0).integers(0, VOCAB, (shape["batch_size"], shape["seq_len"] + 1)).astype(np.int32)
-    variants = ["eager", "fused"] + ["compile"] * _COMPILE.value
-    sides = {"ours": (ours, (shape, dtype, tokens))}
-    sides |= {f"{_PEER.value} {v}": (nanogpt, (shape, dtype, tokens, _PEER_PATH.value, v)) for v in variants}
+    size = shape["batch_size"], shape["seq_len"] + 1
+    tokens = np.random.default_rng(0).integers(0, VOCABS[_PEER.value], size).astype(np.int32)
+    sides = {"ours": (ours, (shape, dtype, tokens, _PEER.value))}
+    if _PEER.value == "nanogpt":
+        variants = ["eager", "fused"] + ["compile"] * _COMPILE.value
+        sides |= {f"nanogpt {v}": (nanogpt, (shape, dtype, tokens, _PEER_PATH.value, v)) for v in variants}
+    else:
+        sides["torch_lstm"] = (torch_lstm, (shape, dtype, tokens))
     context = multiprocessing.get_context("spawn")
     pipes, medians = {}, {name: [] for name in sides}
     for name, (make, arguments) in sides.items():

@@ -128,19 +128,20 @@ def _backward(cell, residuals, cotangents):
     # Differentiated by itself, the loop would add to the kernel's gradient at every token: here it is one product.
     update, _, of_state, _ = _CELLS[cell]
     gates_LBG, kernel_HG, first, states, keep_LB = residuals
-    entered = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first, states)
+    entered = _kept(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first, states), keep_LB)
+    # The cells' derivatives depend on no cotangent: those of all times are taken at once, before the loop.
+    pulls = jax.vmap(lambda gates, state: jax.vjp(update, gates, state)[1])(gates_LBG, entered)
 
     def step(after, now):
-        gates, state, own, keep = now
-        _, pull = jax.vjp(update, gates, _kept(state, keep))
+        pull, own, keep = now
         dgates, dstate = pull(jax.tree.map(jnp.add, after, own))
         from_state = _taken(dgates, of_state, kernel_HG).astype(kernel_HG.dtype)
         dstate["h"] = dstate["h"] + _dot(from_state, kernel_HG.T)
         return _kept(dstate, keep), dgates
 
     zeros = jax.tree.map(jnp.zeros_like, first)
-    dfirst, dgates_LBG = jax.lax.scan(step, zeros, (gates_LBG, entered, cotangents, keep_LB), reverse=True)
-    h_TH = _kept(entered, keep_LB)["h"].reshape(-1, kernel_HG.shape[0]).astype(kernel_HG.dtype)
+    dfirst, dgates_LBG = jax.lax.scan(step, zeros, (pulls, cotangents, keep_LB), reverse=True)
+    h_TH = entered["h"].reshape(-1, kernel_HG.shape[0]).astype(kernel_HG.dtype)
     dgates_TG = _taken(dgates_LBG, of_state, kernel_HG).reshape(h_TH.shape[0], -1).astype(kernel_HG.dtype)
     dkernel_HG = _dot(h_TH.T, dgates_TG).astype(kernel_HG.dtype)
     return dgates_LBG, dkernel_HG, dfirst, None if keep_LB is None else jnp.zeros_like(keep_LB)

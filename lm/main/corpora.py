@@ -34,13 +34,19 @@ def check_named(run: Any) -> None:
             corpora.Corpus(folder)
 
 
+def named(run: Any) -> corpora.Corpus | None:
+    """The corpus that the run names, the first where it mixes several; None where it brings its own text."""
+    folder = run.data.corpus or (run.data.mixture and run.data.mixture[0][0])
+    return corpora.Corpus(folder) if folder else None
+
+
 def of_run(run: Any, workdir: str) -> corpora.Corpus:
     """The corpus that the run names, or the one it builds from `data.source` in its folder.
 
     Process 0 builds; the others wait.
     """
-    if named := run.data.corpus or (run.data.mixture and run.data.mixture[0][0]):
-        return corpora.Corpus(named)
+    if found := named(run):
+        return found
     folder = os.path.join(workdir, "corpus")
     if hosts.is_main():
         _build(run.data, folder)

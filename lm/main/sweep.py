@@ -123,6 +123,7 @@ def load(experiment: str, workdir: str, assignments: list[str], corpus: str | No
             raise _taken(sweep.folder(run.name), f"text, a corpus of digest {ended['corpus'][:12]}")
         sweep.runs[run.name] = run
     order = {"experiment": experiment, "runs": list(sweep.runs)}
+    files.path(workdir).mkdir(parents=True, exist_ok=True)
     files.write_json(files.path(workdir) / ORDER, order)
     return sweep
 

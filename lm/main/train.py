@@ -52,10 +52,13 @@ def main(values: flags.FlagValues) -> int:
 
     from lm.main import corpora, devices
     from lm.train.counted import is_counted
+    from lm.train.run import resolve
 
     corpora.check_named(run)
     if not is_counted(run.model):  # Which is a matter of one process, and of no device.
-        devices.start(run.train.batch_size, parameters(run.model), run.train.seq_len)
+        corpus = corpora.named(run)
+        model = resolve(run, corpus.tokenizer()).model if corpus else run.model
+        devices.start(run.train.batch_size, parameters(model), run.train.seq_len)
     return train(run, experiment, workdir, options, _began(workdir))
 
 

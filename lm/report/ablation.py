@@ -8,7 +8,7 @@ import numpy as np
 
 from lm.core import config
 from lm.report import compare
-from lm.report.arms import Arm
+from lm.report.arms import Arm, work
 
 Cells = dict[str, Any]
 HIDDEN = ("model.vocab_size", "model.valid_vocab_size")  # Follow from the corpus.
@@ -18,7 +18,8 @@ def table(arms: Sequence[Arm], base: Arm, margin: float | None = None, compute: 
     """[{column: value}], numbers unrounded and NaN where there is none; `compute` as in lm.report.compare.gain."""
     found = {arm.label: _against(arm, base, margin) for arm in arms if arm is not base and arm.best and base.best}
     corrected = dict(zip(found, compare.holm([d.p for d in found.values()]), strict=True))
-    return [_row(arm, base, found.get(arm.label), corrected.get(arm.label, math.nan), compute) for arm in arms]
+    spent = work(arms)
+    return [_row(arm, base, found.get(arm.label), corrected.get(arm.label, math.nan), compute, spent) for arm in arms]
 
 
 def notes(arms: Sequence[Arm], base: Arm, missing: Sequence[str]) -> list[str]:
@@ -58,7 +59,9 @@ def gain_notes(table: Sequence[Cells]) -> list[str]:
     return [f"No compute gain where the loss lies beyond the ladder or the law: {', '.join(without)}."] * bool(without)
 
 
-def _row(arm: Arm, base: Arm, found: compare.Difference | None, p_holm: float, compute: Callable | None) -> Cells:
+def _row(
+    arm: Arm, base: Arm, found: compare.Difference | None, p_holm: float, compute: Callable | None, spent: str
+) -> Cells:
     first = arm.rows[0]
     cells: Cells = {
         "arm": arm.label,
@@ -85,7 +88,7 @@ def _row(arm: Arm, base: Arm, found: compare.Difference | None, p_holm: float, c
         "gain interval": bounds,
         "parameters": first["N"],
         "tokens": first["D"],
-        "FLOPs": first["C"],
+        "FLOPs": first[spent],
         "device-hours": float(np.mean([row["device_hours"] for row in arm.best or arm.rows])),
         "goodput": float(np.mean([row.get("goodput", math.nan) for row in arm.best or arm.rows])),
         "learning rate": arm.rate,

@@ -66,6 +66,12 @@ def read(folder: str | os.PathLike) -> tuple[list[Arm], list[str]]:
     return arms, [name for name in order if name not in {row["name"] for row in rows}]
 
 
+def work(arms: Sequence[Arm]) -> str:
+    """The figure of a row by which arms are compared: C, and where models differ in kind the products of each, or the
+    additions that counted it."""
+    return "flops_model" if len({type(arm.run.model) for arm in arms}) > 1 else "C"
+
+
 def baseline(arms: Sequence[Arm], label: str | None) -> Arm:
     """The arm of that label; the first unless one is given."""
     found = [arm for arm in arms if label in (None, arm.label)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.report.arms import Arm
+from lm.report.arms import Arm, work
 from lm.train import metrics
 
 
@@ -31,8 +31,8 @@ def draw(arms: Sequence[Arm]) -> str:
 
 
 def _curves(axes: Any, arms: Sequence[Arm]) -> None:
-    """Models of several kinds are compared by the work they were trained with, counted ones by their additions."""
-    ends, families = [], len({type(arm.run.model) for arm in arms}) > 1
+    """Models of several kinds are compared by the work they were trained with."""
+    ends, families = [], work(arms) != "C"
     for i, arm in enumerate(arms):
         curves = [_validation(row) for row in arm.best]
         curves = [curve for curve in curves if len(curve)]
@@ -42,7 +42,7 @@ def _curves(axes: Any, arms: Sequence[Arm]) -> None:
         if not steps:
             continue
         first = arm.rows[0]
-        spent = np.array(steps) / steps[-1] * first["C" if families else "D"]
+        spent = np.array(steps) / steps[-1] * first[work(arms) if families else "D"]
         losses = np.array([[curve[step] for step in steps] for curve in curves])
         color = f"C{i % 10}"
         axes.plot(spent, losses.mean(0), ".-", color=color, label=arm.label, markersize=4, linewidth=1.2)

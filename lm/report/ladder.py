@@ -8,6 +8,7 @@ from typing import Any
 from lm.core.errors import UsageError
 from lm.report import conventions
 from lm.report.isoflop import FEWEST_SIZES
+from lm.train.counted import is_counted
 
 WARMUP = 0.02  # Of a run's steps, at least one.
 
@@ -98,9 +99,15 @@ def seeds(runs: Iterable[Any], count: int) -> list[Any]:
 
 
 def plan(runs: Iterable[Any]) -> list[dict[str, Any]]:
-    """A row a run, before anything is trained: N, D, D / N, steps, and the work under each convention."""
-    rows = []
+    """A row a run, before anything is trained: N, D, D / N, steps, and the work under each convention.
+
+    Of a counted model it is the name alone: how many n-grams there are is known once they are counted.
+    """
+    rows: list[dict[str, Any]] = []
     for run in runs:
+        if is_counted(run.model):
+            rows.append({"name": run.name})
+            continue
         n, tokens = parameters(run.model), run.train.steps * run.train.batch_size * run.train.seq_len
         work = conventions.flops_per_token(run.model, run.model.spec(), run.train.seq_len)
         sizes = {"name": run.name, "N": n, "D": tokens, "D/N": tokens / n, "steps": run.train.steps}

@@ -78,7 +78,9 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dic
 def _trained(run: Any, corpus: Any) -> dict[str, Any]:
     """N, D (tokens) and C, and what they were counted from."""
     train, spec, rates = run.train, run.model.spec(), learning_rates(run)
-    tokens = train.steps * train.batch_size * train.seq_len
+    batch = Stream(corpus.splits["train"], run.objective, train.seq_len).rows(0, 1)
+    rows = train.steps * train.batch_size
+    tokens = rows * train.seq_len
     sizes = conventions.counts(run.model, spec)
     per_token = conventions.flops_per_token(run.model, spec, train.seq_len)
     parameters = sizes["params_trunk"] + sizes["params_head"]
@@ -89,7 +91,8 @@ def _trained(run: Any, corpus: Any) -> dict[str, Any]:
         "convention": CONVENTION,
         **sizes,
         **{name: work * tokens for name, work in per_token.items()},
-        "flops_program": train.steps * train.batch_size * _program_flops(run, corpus),
+        "flops_model": rows * meters.flops_per_row(run.model, spec, batch),
+        "flops_program": rows * _program_flops(run, batch),
         **{name: getattr(run.model, name, None) for name in ("layers", "width", "heads")},
         "seq_len": train.seq_len,
         "steps": train.steps,
@@ -113,15 +116,15 @@ def _counted(run: Any, corpus: Any, stored: int) -> dict[str, Any]:
         "convention": "N = stored n-grams, C = order x D additions",
         "params_total": stored,
         "unique_tokens": tokens,
+        "flops_model": float(run.model.order * tokens),
         "flops_program": float(run.model.order * tokens),
         "learning_rate": 0.0,
         "decayed": True,
     }
 
 
-def _program_flops(run: Any, corpus: Any) -> float:
+def _program_flops(run: Any, batch: dict[str, Any]) -> float:
     """Of the products of a row's loss and gradient as they are programmed: masked pairs and recomputation count too."""
-    batch = Stream(corpus.splits["train"], run.objective, run.train.seq_len).rows(0, 1)
     return _traced_flops(run.model, run.objective, tuple((k, x.shape, x.dtype.name) for k, x in batch.items()))
 
 

@@ -1,5 +1,6 @@
 """`lm sweep`: all runs of a list, again and again until none is missing."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -77,6 +78,30 @@ def test_other_launchers_get_a_command_a_run(tmp_path, capfd):
         assert "has no effect" in capfd.readouterr().err
     assert call(*SWEEP, f"--workdir={tmp_path}", "--only=lr0.1/*") == 2
     assert "lr0.01/seed0" in capfd.readouterr().err
+
+
+def test_a_plan_has_a_row_a_run_and_trains_nothing(tmp_path, capfd):
+    assert call("sweep", f"--experiment={TINY}:families", f"--workdir={tmp_path / 'a'}", "--launcher=none") == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capfd.readouterr().out.splitlines() if line.strip()}
+    assert not rows["counted"] and len(rows["decoder"]) > len(rows["lanes"]) > 5
+    assert not (tmp_path / "a" / "lanes").exists()
+
+
+@pytest.mark.slow
+def test_families_are_compared_by_the_work_of_each(tmp_path, capfd):
+    process = start("sweep", f"--experiment={TINY}:families", f"--workdir={tmp_path}", stdout=subprocess.PIPE)
+    assert process.wait(timeout=400) == 0
+    assert call("report", f"--workdir={tmp_path}") == 0
+    with open(tmp_path / "report.csv") as file:
+        cells = {cells["arm"]: cells for cells in csv.DictReader(file)}
+    assert list(cells) == ["counted", "lanes", "decoder"]
+    for name, found in cells.items():
+        assert float(found["FLOPs"]) == pytest.approx(row(tmp_path, name)["flops_model"])
+    lanes = row(tmp_path, "lanes")
+    assert lanes["flops_model"] == pytest.approx(6 * lanes["N"] * lanes["D"])  # Nothing is attended to.
+    assert lanes["flops_model"] == pytest.approx(lanes["flops_program"], rel=0.05)
+    picture = (tmp_path / "report.svg").read_text()
+    assert "training FLOPs" in picture
 
 
 @pytest.mark.slow

@@ -87,6 +87,12 @@ def lanes() -> Run:
     )
 
 
+def families() -> list[Run]:
+    """A counted model, one that carries its states and one that attends, on one text."""
+    runs = {"counted": counted(), "lanes": lanes(), "decoder": run()}
+    return [dataclasses.replace(each, name=name) for name, each in runs.items()]
+
+
 def counted() -> Run:
     """Trigrams."""
     return dataclasses.replace(run(), model=NGram(order=3))
