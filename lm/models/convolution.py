@@ -10,6 +10,7 @@ from lm.core import params as specs
 from lm.core.errors import UsageError, check_choice, check_positive
 from lm.core.params import Constant, Normal, Param
 from lm.layers import cache as caches
+from lm.layers.adaptive import Adaptive
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
 from lm.layers.gated_conv import gated_conv, gated_conv_spec, kept_spec
@@ -29,7 +30,8 @@ class Convolution:
     matrix where the widths differ: ((4, 900),) is one layer, ((1, 128), (5, 128), (1, 512)) a bottleneck. `dropout` is
     on what enters the first layer of each block and the head. Two departures keep the variance, as the authors' later
     model does (Gehring et al. 2017, 1705.03122): sums are times sqrt(1/2), and layers do not start as for rectifiers.
-    `valid_vocab_size`: logits from there on stand for no token and are masked.
+    With `adaptive`, as in the paper, the logits are the log probabilities of an adaptive softmax. `valid_vocab_size`:
+    logits from there on stand for no token and are masked.
     """
 
     blocks: tuple[Block, ...] = (((4, 900),),) * 8
@@ -38,6 +40,7 @@ class Convolution:
     vocab_size: int | None = None
     valid_vocab_size: int | None = None
     init_std: float = 0.1
+    adaptive: Adaptive | None = None
     dtype: str = "float32"
 
     offers = ("causal",)  # What an objective may need of it.
@@ -85,6 +88,9 @@ class Convolution:
             inputs=("embed",),
             role="head",
         )
+        if self.adaptive:
+            init = Normal(self.hidden_width**-0.5)
+            return spec | {"head": self.adaptive.spec(self.vocab_size, self.hidden_width, init)}
         return spec | {
             "head": {"table": table, "bias": Param((self.vocab_size,), ("vocab",), Constant(), role="vector")}
         }
@@ -153,6 +159,8 @@ class Convolution:
 
     def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
         """[..., V] in float32 for any hidden states; logits that stand for no token are masked."""
+        if self.adaptive:
+            return self.adaptive.log_probs(head, x, self.valid_vocab_size)
         bias = head["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
         return mask_padding(unembed(head, x) + bias, self.valid_vocab_size)
 

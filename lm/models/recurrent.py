@@ -11,6 +11,7 @@ from lm.core import params as specs
 from lm.core.errors import UsageError, check_choice, check_given, check_positive
 from lm.core.params import Constant, Param, Uniform
 from lm.layers import cache as caches
+from lm.layers.adaptive import Adaptive
 from lm.layers.char_cnn import CharCNN
 from lm.layers.dropout import dropout, fold
 from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
@@ -32,7 +33,8 @@ class Recurrent:
     et al. 2017, 1708.02182). With `characters` a word's vector is made of its spelling instead of looked up, enters the
     first layer without dropout (Kim et al. 2016, 1508.06615), and `width` is that of the layers. Values start uniform
     within `init_limit`, those of the layers within `cell_limit` (None: hidden^-0.5), and biases from zero.
-    `valid_vocab_size`: logits from there on stand for no token and are masked.
+    With `adaptive` the logits are the log probabilities of an adaptive softmax. `valid_vocab_size`: logits from there
+    on stand for no token and are masked.
     """
 
     cell: str = "lstm"
@@ -49,6 +51,7 @@ class Recurrent:
     init_limit: float = 0.1
     cell_limit: float | None = None
     characters: CharCNN | None = None
+    adaptive: Adaptive | None = None
     dtype: str = "float32"
 
     offers = ("causal",)  # What an objective may need of it.
@@ -62,6 +65,10 @@ class Recurrent:
         for name in ("dropout", "word_dropout", "weight_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if self.adaptive and self.tied:
+            raise UsageError(
+                "tied=True has no effect with adaptive=, whose scores have tables of their own: leave it out"
+            )
         if self.locked and not self.dropout:
             raise UsageError("locked=True has no effect with dropout=0: leave it out")
         if self.tied and self.layers == 1 and self.hidden not in (None, self.width):
@@ -100,6 +107,8 @@ class Recurrent:
         spec: dict[str, Any] = {"embed": words or embed_spec(self.vocab_size, self.width, init)}
         for i, (inputs, width) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             spec[f"layer_{i}"] = recurrent_spec(self.cell, inputs, width, Uniform(self.cell_limit or width**-0.5))
+        if self.adaptive:
+            return spec | {"head": self.adaptive.spec(self.vocab_size, self.sizes[-1], init)}
         spec["head"] = {"bias": Param((self.vocab_size,), ("vocab",), Constant(), role="vector")}
         if not self.tied:
             table = embed_spec(self.vocab_size, self.sizes[-1], init)["table"]
@@ -166,6 +175,8 @@ class Recurrent:
 
     def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
         """[..., V] in float32 for any hidden states; logits that stand for no token are masked."""
+        if self.adaptive:
+            return self.adaptive.log_probs(head, x, self.valid_vocab_size)
         bias = head["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
         return mask_padding(unembed(head, x) + bias, self.valid_vocab_size)
 

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.core.errors import check_positive
+from lm.core.errors import UsageError, check_positive
+from lm.objectives.adaptive import adaptive_cross_entropy
 from lm.objectives.cross_entropy import TokenLoss, cross_entropy
 
 
@@ -64,9 +65,10 @@ class Causal:
     ) -> dict[str, tuple[jax.Array, jax.Array, float]]:
         """{name: (sum over tokens, sum of weights, coefficient)}; terms with coefficient 0 are only reported.
 
-        `subset`, a name and a share of each target's weight [B, L], reports the mean over those under that name.
+        `subset`, a name and a share of each target's weight [B, L], reports the mean over those under that name. With
+        a `key`, in training, a model with an adaptive softmax has the loss alone.
         """
-        return self._terms(model, params, batch, model.apply(params, batch, key=key), subset)
+        return self._terms(model, params, batch, model.apply(params, batch, key=key), key, subset)
 
     def carried(
         self,
@@ -83,9 +85,19 @@ class Causal:
         No gradient goes back into the rows before: truncated backpropagation through time.
         """
         out = model.apply(params, batch, key=key, cache=carry)
-        return self._terms(model, params, batch, out, None), out.cache
+        return self._terms(model, params, batch, out, key), out.cache
 
-    def _terms(self, model, params, batch, out, subset):
+    def _terms(self, model, params, batch, out, key, subset=None):
+        adaptive = getattr(model, "adaptive", None)
+        if adaptive and (self.label_smoothing or self.z_loss):
+            name = "label_smoothing" if self.label_smoothing else "z_loss"
+            raise UsageError(
+                f"objective.{name}={getattr(self, name)} needs the whole softmax: leave out model.adaptive"
+            )
+        if adaptive and key is not None:
+            tokens = out.hidden_BLD, batch["targets_BL"], batch["weights_BL"]
+            loss = adaptive_cross_entropy(adaptive, model.valid_vocab_size, model.head(params), *tokens)
+            return {"loss": (loss, batch["weights_BL"].sum(), 1.0)} | out.aux
         form = TokenLoss(model.valid_vocab_size or model.vocab_size, self.label_smoothing, self.z_loss)
         loss, sums = cross_entropy(
             form,

@@ -71,7 +71,7 @@ def _cross_entropy(form, logits, chunks, head, x, *tokens):
         x, *tokens = part
         return (_sums(form, logits(head, x), *tokens)[0], None), None
 
-    (totals, _), _ = _chunked(chunk, chunks, None, head, x, *tokens)
+    (totals, _), _ = chunked(chunk, chunks, None, head, x, *tokens)
     return totals.pop("loss"), totals
 
 
@@ -83,7 +83,7 @@ def _forward(form, logits, chunks, head, x, *tokens):
         dhead, dx = pull(dlogits)
         return (sums, jax.tree.map(lambda g: g.astype(jnp.float32), dhead)), dx
 
-    (totals, dhead), dx = _chunked(chunk, chunks, head, head, x, *tokens)
+    (totals, dhead), dx = chunked(chunk, chunks, head, head, x, *tokens)
     dhead = jax.tree.map(lambda g, p: g.astype(p.dtype), dhead, head)
     return (totals.pop("loss"), totals), (dhead, dx)
 
@@ -129,7 +129,7 @@ def _sums(form, logits, targets, weights, subset):
     return totals, dlogits * weights[..., None]
 
 
-def _chunked(chunk, chunks, differentiated, head, *arrays_BL):
+def chunked(chunk, chunks, differentiated, head, *arrays_BL):
     """chunk(head, part) -> ((sums, the gradient of `differentiated`: the head or None), kept [B, length, ...]): the
     first added up over all chunks and devices, and the second put together to [B, L, ...].
 

@@ -80,6 +80,8 @@ class Sampled:
         return self._terms(model, params, batch, out, key), out.cache
 
     def _terms(self, model, params, batch, out, key):
+        if getattr(model, "adaptive", None):
+            raise UsageError("objective Sampled has no effect on model.adaptive, whose softmax is cheap: use Causal")
         classes = model.valid_vocab_size or model.vocab_size
         if self.samples > classes:
             raise UsageError(

@@ -1,5 +1,6 @@
 """The table of an ablation: a row an arm, with what a paper would print of it."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -108,6 +109,11 @@ def _against(arm: Arm, base: Arm, margin: float | None) -> compare.Difference:
 
 
 def _settings(base: Arm, arm: Arm) -> str:
+    """What differs from the baseline; of a model of another kind its own settings."""
+    if type(base.run.model) is not type(arm.run.model):
+        fields = {f.name: (f.default, getattr(arm.run.model, f.name)) for f in dataclasses.fields(arm.run.model)}
+        own = ", ".join(f"{n}={v}" for n, (default, v) in fields.items() if v != default and f"model.{n}" not in HIDDEN)
+        return f"{type(arm.run.model).__name__}({own})"
     changed = config.diff(base.run, arm.run)
     shown = {name: f"{new:.6g}" if isinstance(new, float) else str(new) for name, (_, new) in changed.items()}
     return ", ".join(f"{name}={new}" for name, new in shown.items() if name not in HIDDEN)

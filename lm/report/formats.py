@@ -114,6 +114,8 @@ def _text(cells: Cells, name: str) -> str:
         return ""
     forms = {
         "loss": "{:.4f}",
+        "perplexity": "{:.2f}",
+        "bits per byte": "{:.4f}",
         "difference": "{:+.4f}",
         "p (Holm)": "{:.2g}",
         "equivalence p": "{:.2g}",
