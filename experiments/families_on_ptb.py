@@ -5,9 +5,13 @@ for each that is counted. The budget is the same for all trained by gradients; c
 which gains nothing after some epochs, end earlier. Each neural family is small, since most of the work goes into the
 scores of 10,000 words, and has AdamW with one rate. Encoders and encoder-decoders have no place here: what they are
 trained on is another loss.
+Claim: at 5e12 operations, 0.4 to 0.9 epochs, validation perplexity is 163 of a GRU, 178 of an LSTM, 193 of a decoder as
+PaLM's, 198 of gated convolutions, 221 of an NNLM and 229 to 248 of a decoder as GPT's, an Elman network, one that
+spells its words, and a Performer; 364 of a Reformer, whose rows are too short to gain by hashing. Counting is ahead:
+148 of Kneser-Ney's 5-gram, for a millionth of the work. One seed and one rate each.
 Command: lm sweep --experiment=families_on_ptb[:small] --corpus=runs/ptb --workdir=runs/fam && lm report
 --workdir=runs/fam
-Hardware and time: 2 CPU cores.
+Hardware and time: 2 CPU cores, 15 minutes to an hour.
 """
 
 import dataclasses

@@ -35,7 +35,7 @@ class Adaptive:
     def spec(self, rows: int, width: int, init: Callable) -> dict[str, Any]:
         """{"table" [first cutoff + clusters, D], "tail_0": {"down" [D, d], "table" [its ids, d]}, ...}."""
         if self.cutoffs[-1] >= rows:
-            raise UsageError(f"cutoffs={self.cutoffs} leave no ids of {rows} to the last cluster: lower them")
+            raise UsageError(f"cutoffs={self.cutoffs} leave none of {rows} ids to the last cluster: lower them")
         count = self.cutoffs[0] + len(self.cutoffs)
         table = Param((count, width), ("classes", "embed"), init, inputs=("embed",), role="head")
         spec: dict[str, Any] = {"table": table}
@@ -64,6 +64,8 @@ class Adaptive:
 
     def tail_scores(self, p: dict[str, Any], i: int, x: jax.Array, valid: int | None = None) -> jax.Array:
         """[..., ids of cluster i] in float32; those from `valid` on are masked."""
+        if valid is not None and valid <= self.cutoffs[-1]:
+            raise UsageError(f"cutoffs={self.cutoffs} leave none of {valid} ids to the last cluster: lower them")
         tail = p[f"tail_{i}"]
         scores = unembed(tail, project(x, tail["down"]).astype(x.dtype))
         return mask_padding(scores, None if valid is None else min(valid - self.cutoffs[i], scores.shape[-1]))

@@ -44,10 +44,14 @@ def _curves(axes: Any, arms: Sequence[Arm]) -> None:
         first = arm.rows[0]
         spent = np.array(steps) / steps[-1] * first[work(arms) if families else "D"]
         losses = np.array([[curve[step] for step in steps] for curve in curves])
-        color = f"C{i % 10}"
-        axes.plot(spent, losses.mean(0), ".-", color=color, label=arm.label, markersize=4, linewidth=1.2)
+        style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3], "linewidth": 1.2}
+        if len(steps) == 1:  # A level to hold the curves of others against.
+            axes.axhline(losses.mean(), **style, alpha=0.4)
+            axes.plot(spent, losses.mean(0), "D", color=style["color"], label=arm.label, markersize=5)
+        else:
+            axes.plot(spent, losses.mean(0), marker=".", markersize=4, label=arm.label, **style)
         if len(losses) > 1:
-            axes.fill_between(spent, losses.min(0), losses.max(0), color=color, alpha=0.2, linewidth=0)
+            axes.fill_between(spent, losses.min(0), losses.max(0), color=style["color"], alpha=0.2, linewidth=0)
         ends.append(losses[:, len(steps) // 4 :].max())
     axes.set(xlabel="training FLOPs" if families else "tokens", ylabel="validation loss (nats per token)")
     axes.set(title="best rate; band: all seeds", xscale="log" if families else "linear")

@@ -125,5 +125,7 @@ def test_what_cannot_be_is_refused():
             Adaptive(cutoffs=cutoffs)
     with pytest.raises(UsageError, match="lower them"):
         Adaptive(cutoffs=(10, V)).spec(V, D, jax.nn.initializers.zeros)
+    with pytest.raises(UsageError, match="none of 90 ids"):
+        FORM.log_probs(head(), jnp.zeros((1, D)), 90)
     with pytest.raises(UsageError, match="tied"):
         Recurrent(tied=True, adaptive=FORM)
