@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from lm.parallel import layout
 from tests.main.helpers import ROOT, TINY, call, digests, events, losses, start
 
 TRAIN = ("train", f"--experiment={TINY}")
@@ -284,3 +285,18 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_made(tmp_path, capfd, a
     assert call("train", f"--workdir={workdir}", *arguments) == 2
     err = capfd.readouterr().err.strip()
     assert words in err and "\n" not in err and not workdir.exists()
+
+
+@pytest.mark.slow
+def test_few_tokens_a_step_get_one_device_where_the_corpus_has_many_words(tmp_path):
+    (tmp_path / "words.txt").write_text("\n".join(f"w{i} w{i + 1}" for i in range(10_000)))
+    assert call("corpus", f"--source=text:{tmp_path}/words.txt", "--tokenizer=word", f"--out={tmp_path}/corpus") == 0
+    for width, devices in (
+        (128, 1),
+        (8, layout.cpu_devices(8, {})),
+    ):  # 2.7M parameters, of which 2.6M are words', and 0.2M.
+        flags = f"--corpus={tmp_path}/corpus", f"--set=model.width={width}", "--set=train.steps=1"
+        command = ("train", f"--experiment={TINY}:lanes", f"--workdir={tmp_path}/{width}", *flags)
+        process = start(*command, devices=None, stdout=subprocess.PIPE)
+        out, _ = process.communicate(timeout=200)
+        assert process.returncode == 0 and f"parameters on {devices} cpu" in out
