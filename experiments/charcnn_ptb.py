@@ -1,8 +1,9 @@
 """Word vectors from characters beside a table of them, on Penn Treebank (Kim et al. 2016, 1508.06615).
 
 Claim: the small model's test perplexity is about 93, that of the word model of the same code with as many parameters
-about 98 (README of yoonkim/lstm-char-cnn), which has not been tried here. Spelled words are behind at first: `short` and
-`short_word` are at valid 200 and 170 after one epoch, 151 and 134 after two, 141 and 128 after three, test 134.3 and 122.3, one seed.
+about 98 (README of yoonkim/lstm-char-cnn), which has not been tried here. Spelled words are behind at first: `short`
+and `short_word` are at valid 200 and 170 after one epoch, 151 and 134 after two, 141 and 128 after three, then test
+134.3 and 122.3, one seed.
 Command: lm train --experiment=charcnn_ptb[:short|short_word] --corpus=runs/ptb --workdir=runs/charcnn
 Hardware and time: a GPU for `run`, `word` and `large`; 2 CPU cores for the others, 12 and 6 minutes.
 """
