@@ -1,14 +1,13 @@
 """The cross-entropy of an adaptive softmax, in which each word pays for its own cluster alone."""
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lm.layers.adaptive import Adaptive
-from lm.objectives.cross_entropy import CHUNK_LOGITS, chunked
+from lm.objectives.cross_entropy import chunk_count, chunked
 
 TAIL_TOKENS = 256  # Of one cluster at a time: large products, of which the last is half empty on average.
 
@@ -42,8 +41,8 @@ def _forward(form, valid, head, x, targets, weights):
         return ({"loss": loss}, dhead), dx.reshape(x.shape)
 
     B, L = targets.shape
-    chunks = math.ceil(B * L * head["table"].shape[0] / CHUNK_LOGITS)
-    (sums, dhead), dx = chunked(chunk, min(L, chunks), head, head, x, targets, weights)
+    chunks = chunk_count(B, L, head["table"].shape[0])
+    (sums, dhead), dx = chunked(chunk, chunks, head, head, x, targets, weights)
     return sums["loss"], (jax.tree.map(lambda g, p: g.astype(p.dtype), dhead, head), dx)
 
 

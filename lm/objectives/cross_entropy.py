@@ -58,11 +58,16 @@ def cross_entropy(
     only scales them: three products instead of four, and no second softmax.
     """
     B, L = targets_BL.shape
-    tokens = chunk_tokens or CHUNK_LOGITS * _shards(B) // jax.eval_shape(logits, head, x_BLD).shape[-1]
-    chunks = math.ceil(L / max(1, tokens // B))
+    chunks = chunk_count(B, L, jax.eval_shape(logits, head, x_BLD).shape[-1], chunk_tokens)
     weights = weights_BL.astype(jnp.float32)
     subset = jnp.zeros_like(weights) if subset_BL is None else weights * subset_BL
     return _cross_entropy(form, logits, chunks, head, x_BLD, targets_BL, weights, subset)
+
+
+def chunk_count(B: int, L: int, classes: int, chunk_tokens: int | None = None) -> int:
+    """In how many parts of `chunk_tokens` [B, L] tokens are scored; unless given, of CHUNK_LOGITS on each device."""
+    tokens = chunk_tokens or CHUNK_LOGITS * _shards(B) // classes
+    return math.ceil(L / max(1, tokens // B))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

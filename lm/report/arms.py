@@ -68,8 +68,13 @@ def read(folder: str | os.PathLike) -> tuple[list[Arm], list[str]]:
 
 def work(arms: Sequence[Arm]) -> str:
     """The figure of a row by which arms are compared: C, and where models differ in kind the products of each, or the
-    additions that counted it."""
-    return "flops_model" if len({type(arm.run.model) for arm in arms}) > 1 else "C"
+    additions that counted it. Raises UsageError for a row that lacks it."""
+    if len({type(arm.run.model) for arm in arms}) == 1:
+        return "C"
+    without = next((row["name"] for arm in arms for row in arm.rows if "flops_model" not in row), None)
+    if without is not None:
+        raise UsageError(f"run {without} has a row without flops_model: train it again to compare it with other models")
+    return "flops_model"
 
 
 def baseline(arms: Sequence[Arm], label: str | None) -> Arm:

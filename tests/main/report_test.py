@@ -135,3 +135,15 @@ def test_what_cannot_be_is_refused(sweep, tmp_path, capfd):
     assert "lm sweep" in capfd.readouterr().err
     assert call("report", f"--workdir={sweep}", f"--fit={tmp_path}") == 2
     assert "--form=chinchilla" in capfd.readouterr().err
+
+
+def test_a_row_without_its_work_is_no_match_for_another_kind_of_model(sweep, capfd):
+    run = dataclasses.replace(resolve(tiny.lanes(), Letters()), name="lanes")
+    row = json.loads(next(sweep.glob("plain/*/*/row.json")).read_text()) | {
+        "name": "lanes",
+        "config": config.to_json(run),
+    }
+    (sweep / "lanes").mkdir()
+    (sweep / "lanes" / "row.json").write_text(json.dumps(row))
+    assert call("report", f"--workdir={sweep}") == 2
+    assert "without flops_model" in capfd.readouterr().err

@@ -291,10 +291,8 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_made(tmp_path, capfd, a
 def test_few_tokens_a_step_get_one_device_where_the_corpus_has_many_words(tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(f"w{i} w{i + 1}" for i in range(10_000)))
     assert call("corpus", f"--source=text:{tmp_path}/words.txt", "--tokenizer=word", f"--out={tmp_path}/corpus") == 0
-    for width, devices in (
-        (128, 1),
-        (8, layout.cpu_devices(8, {})),
-    ):  # 2.7M parameters, of which 2.6M are words', and 0.2M.
+    # 2.7M parameters, of which 2.6M are the words', and 0.2M.
+    for width, devices in ((128, 1), (8, layout.cpu_devices(8, {}))):
         flags = f"--corpus={tmp_path}/corpus", f"--set=model.width={width}", "--set=train.steps=1"
         command = ("train", f"--experiment={TINY}:lanes", f"--workdir={tmp_path}/{width}", *flags)
         process = start(*command, devices=None, stdout=subprocess.PIPE)
