@@ -2,6 +2,7 @@
 
   python -m experiments.bench.step --peer=nanogpt --peer_path=CHECKOUT --shape=C1 --dtype=float32
   python -m experiments.bench.step --peer=torch_lstm --shape=PTB
+  python -m experiments.bench.step --peer=nanogpt --peer_path=CHECKOUT --shape=GPT2 --dtype=bfloat16 --platform=cuda
 
 Each side is a process of its own; they take turns, block by block, on the same token ids. The last line is JSON:
 `ratio` is our tokens a second over those of the peer's best variant, by the median of the blocks' medians.
@@ -23,16 +24,17 @@ import numpy as np
 from absl import app, flags
 
 SHAPES = {
-    "C1": {"layers": 4, "heads": 4, "width": 128, "seq_len": 64, "batch_size": 12},
-    "C2": {"layers": 6, "heads": 6, "width": 384, "seq_len": 256, "batch_size": 8},
-    "PTB": {"layers": 2, "width": 200, "seq_len": 35, "batch_size": 20},
+    "C1": {"layers": 4, "heads": 4, "width": 128, "seq_len": 64, "batch_size": 12, "vocab_size": 65},
+    "C2": {"layers": 6, "heads": 6, "width": 384, "seq_len": 256, "batch_size": 8, "vocab_size": 65},
+    "GPT2": {"layers": 12, "heads": 12, "width": 768, "seq_len": 1024, "batch_size": 32, "vocab_size": 50_304},
+    "PTB": {"layers": 2, "width": 200, "seq_len": 35, "batch_size": 20, "vocab_size": 10_000},
 }
-VOCABS = {"nanogpt": 65, "torch_lstm": 10_000}
 
-_PEER = flags.DEFINE_enum("peer", "nanogpt", list(VOCABS), "the peer")
+_PEER = flags.DEFINE_enum("peer", "nanogpt", ["nanogpt", "torch_lstm"], "the peer")
 _PEER_PATH = flags.DEFINE_string("peer_path", None, "a checkout of the peer, where it has one")
 _SHAPE = flags.DEFINE_enum("shape", "C1", list(SHAPES), "the shape of model and batch")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of products; the peer's is autocast")
+_PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "cuda"], "where both sides run")
 _BLOCKS = flags.DEFINE_integer("blocks", 7, "turns of each side", lower_bound=1)
 _BLOCK_S = flags.DEFINE_float("block_s", 3.0, "seconds a turn, about")
 _COMPILE = flags.DEFINE_boolean("compile", False, "also time the peer under torch.compile")
@@ -42,7 +44,6 @@ def ours(shape: dict[str, int], dtype: str, tokens: np.ndarray, peer: str) -> Ca
     """A function that trains one step, waits for it, and returns the loss before it."""
     import jax
 
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from experiments import lstm_ptb, shakespeare_char
     from lm.core import keys
     from lm.main import devices
@@ -51,8 +52,7 @@ def ours(shape: dict[str, int], dtype: str, tokens: np.ndarray, peer: str) -> Ca
     from lm.parallel.mesh import under
     from lm.train import loop
 
-    vocab = VOCABS[peer]
-    model = {k: shape[k] for k in ("layers", "width")} | {"vocab_size": vocab, "valid_vocab_size": vocab}
+    model = {k: shape[k] for k in ("layers", "width", "vocab_size")} | {"valid_vocab_size": shape["vocab_size"]}
     if peer == "nanogpt":
         base = shakespeare_char.run()
         model |= {"heads": shape["heads"], "max_len": shape["seq_len"]}
@@ -84,7 +84,9 @@ def ours(shape: dict[str, int], dtype: str, tokens: np.ndarray, peer: str) -> Ca
     return step
 
 
-def nanogpt(shape: dict[str, int], dtype: str, tokens: np.ndarray, path: str, variant: str) -> Callable[[], float]:
+def nanogpt(
+    shape: dict[str, int], dtype: str, tokens: np.ndarray, platform: str, path: str, variant: str
+) -> Callable[[], float]:
     """The same for nanoGPT's own model.py; variants: eager, fused (AdamW), compile (with fused AdamW)."""
     import torch
 
@@ -95,20 +97,20 @@ def nanogpt(shape: dict[str, int], dtype: str, tokens: np.ndarray, path: str, va
     torch.manual_seed(0)
     config = module.GPTConfig(
         block_size=shape["seq_len"],
-        vocab_size=VOCABS["nanogpt"],
+        vocab_size=shape["vocab_size"],
         n_layer=shape["layers"],
         n_head=shape["heads"],
         n_embd=shape["width"],
         dropout=0.0,
         bias=False,
     )
-    model = module.GPT(config)
+    model = module.GPT(config).to(platform)
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
     if variant != "eager":
         optimizer = torch.optim.AdamW(optimizer.param_groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
     forward = torch.compile(model) if variant == "compile" else model
-    x, y = (torch.from_numpy(np.ascontiguousarray(t, np.int64)) for t in (tokens[:, :-1], tokens[:, 1:]))
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    x, y = (torch.from_numpy(np.ascontiguousarray(t, np.int64)).to(platform) for t in (tokens[:, :-1], tokens[:, 1:]))
+    autocast = torch.autocast(platform, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def step() -> float:
         with autocast:
@@ -122,21 +124,21 @@ def nanogpt(shape: dict[str, int], dtype: str, tokens: np.ndarray, path: str, va
     return step
 
 
-def torch_lstm(shape: dict[str, int], dtype: str, tokens: np.ndarray) -> Callable[[], float]:
-    """The same for torch.s LSTM, trained as in pytorch/examples: tied table, dropout, clipping and SGD."""
+def torch_lstm(shape: dict[str, int], dtype: str, tokens: np.ndarray, platform: str) -> Callable[[], float]:
+    """The same for torch's LSTM, trained as in pytorch/examples: tied table, dropout, clipping and SGD."""
     import torch
 
     torch.manual_seed(0)
     width = shape["width"]
-    table = torch.nn.Embedding(VOCABS["torch_lstm"], width)
+    table = torch.nn.Embedding(shape["vocab_size"], width, device=platform)
     torch.nn.init.uniform_(table.weight, -0.1, 0.1)
-    cells = torch.nn.LSTM(width, width, shape["layers"], dropout=0.2)
-    bias = torch.nn.Parameter(torch.zeros(VOCABS["torch_lstm"]))
+    cells = torch.nn.LSTM(width, width, shape["layers"], dropout=0.2, device=platform)
+    bias = torch.nn.Parameter(torch.zeros(shape["vocab_size"], device=platform))
     parameters = [*table.parameters(), *cells.parameters(), bias]
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
-    x, y = (torch.from_numpy(np.ascontiguousarray(t.T, np.int64)) for t in (tokens[:, :-1], tokens[:, 1:]))
-    state = tuple(torch.zeros(shape["layers"], shape["batch_size"], width) for _ in range(2))
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    x, y = (torch.from_numpy(np.ascontiguousarray(t.T, np.int64)).to(platform) for t in (tokens[:, :-1], tokens[:, 1:]))
+    state = tuple(torch.zeros(shape["layers"], shape["batch_size"], width, device=platform) for _ in range(2))
+    autocast = torch.autocast(platform, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def step() -> float:
         nonlocal state
@@ -173,17 +175,20 @@ def main(argv: list[str]) -> None:
     """Prints one line a side, and the JSON line."""
     if (_PEER.value == "nanogpt") != (_PEER_PATH.value is not None):
         raise app.UsageError(f"--peer={_PEER.value}: nanogpt, and no other peer, needs a --peer_path")
+    os.environ["JAX_PLATFORMS"] = _PLATFORM.value  # Of the processes that are spawned.
     if (_PEER.value == "torch_lstm") != (_SHAPE.value == "PTB"):
         raise app.UsageError(f"--shape={_SHAPE.value} is none of --peer={_PEER.value}")
     shape, dtype = SHAPES[_SHAPE.value], _DTYPE.value
     size = shape["batch_size"], shape["seq_len"] + 1
-    tokens = np.random.default_rng(0).integers(0, VOCABS[_PEER.value], size).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, shape["vocab_size"], size).astype(np.int32)
     sides = {"ours": (ours, (shape, dtype, tokens, _PEER.value))}
     if _PEER.value == "nanogpt":
         variants = ["eager", "fused"] + ["compile"] * _COMPILE.value
-        sides |= {f"nanogpt {v}": (nanogpt, (shape, dtype, tokens, _PEER_PATH.value, v)) for v in variants}
+        sides |= {
+            f"nanogpt {v}": (nanogpt, (shape, dtype, tokens, _PLATFORM.value, _PEER_PATH.value, v)) for v in variants
+        }
     else:
-        sides["torch_lstm"] = (torch_lstm, (shape, dtype, tokens))
+        sides["torch_lstm"] = (torch_lstm, (shape, dtype, tokens, _PLATFORM.value))
     context = multiprocessing.get_context("spawn")
     pipes, medians = {}, {name: [] for name in sides}
     for name, (make, arguments) in sides.items():

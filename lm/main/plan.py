@@ -56,7 +56,7 @@ def main(values: flags.FlagValues) -> int:
     if decoding and (search or tokens):
         raise UsageError("--search and --tokens are for training: leave them out with --decode")
     rows = decode.parse(decoding, run) if decoding else ()
-    run = _with_vocabulary(run, value(values, "corpus"))
+    run = with_vocabulary(run, value(values, "corpus"))
     run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, slices=wanted.slices))
     devices, price = hardware.describe(wanted), value(values, "price")
     if rows:
@@ -72,7 +72,7 @@ def main(values: flags.FlagValues) -> int:
     return 0 if plan.fits else 1
 
 
-def _with_vocabulary(run: Any, corpus: str | None) -> Any:
+def with_vocabulary(run: Any, corpus: str | None) -> Any:
     """The run with the vocabulary of the corpus, of its own model, or of the tokenizer that it would build."""
     from lm.plan.program import sized
 

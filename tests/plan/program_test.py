@@ -32,7 +32,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_is_planned_at_its_published_size(name):
-    run = verb._with_vocabulary(importlib.import_module(f"experiments.{name}").run(), None)
+    run = verb.with_vocabulary(importlib.import_module(f"experiments.{name}").run(), None)
     assert params.count(run.model.spec()) / 1e6 == pytest.approx(PUBLISHED[name], abs=1, rel=1e-3)
     batch = program.batch_shapes(run)
     assert {x.shape[0] for x in batch.values()} == {run.train.batch_size}
