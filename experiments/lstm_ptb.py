@@ -1,11 +1,11 @@
 """The tied LSTM of pytorch/examples' word_language_model on Penn Treebank.
 
-Claim: test perplexity 99.7 (valid 103.1) after the 6 epochs of `run`; the README of that example has 110.4 at bcea1f5
-(untied 117.6). There the rate is divided by 4 where validation stops falling, which it never did here in 6 epochs:
-`constant` is that, and has 114.1. `short` is at valid 130.7 after 3 epochs. One seed each.
-Departures: in `run` the last epoch has a quarter of the rate, and cells have one bias where torch adds two.
-Command: lm train --experiment=lstm_ptb[:constant|short] --corpus=runs/ptb --workdir=runs/lstm
-Hardware and time: 2 CPU cores, 10 minutes.
+Claim: test perplexity 109.4, 110.7 and 110.7 after 6 epochs (seeds 0 to 2; valid 113.1, 114.2 and 114.0); the README
+of that example has 110.4 at bcea1f5 (untied 117.6). There the rate is divided by 4 where validation stops falling,
+which it never does in 6 epochs. With a quarter of it in the sixth, `decayed`, test is 99.7 and valid 103.1; `short` is
+at valid 130.7 after 3 epochs. One seed each.
+Command: lm train --experiment=lstm_ptb[:decayed|short] --corpus=runs/ptb --workdir=runs/lstm
+Hardware and time: 2 CPU cores, 10 minutes; an H200, 2.
 """
 
 import dataclasses
@@ -27,18 +27,19 @@ def run() -> Run:
         objective=Causal(),
         data=Data(order="lanes"),
         optimizer=SGD(clip_norm=0.25),
-        schedule=StepDecay(peak=20.0, factor=0.25, first_steps=5 * EPOCH, every_steps=EPOCH),
+        schedule=Constant(peak=20.0),
         train=Train(steps=6 * EPOCH, batch_size=20, seq_len=35, eval_every=EPOCH, save_every=EPOCH, log_every=100),
         evals=Evals(batch_size=10),
     )
 
 
-def constant() -> Run:
-    """The rate is the same throughout."""
-    return dataclasses.replace(run(), schedule=Constant(peak=20.0))
+def decayed() -> Run:
+    """A quarter of the rate in the last epoch."""
+    schedule = StepDecay(peak=20.0, factor=0.25, first_steps=5 * EPOCH, every_steps=EPOCH)
+    return dataclasses.replace(run(), schedule=schedule)
 
 
 def short() -> Run:
-    """3 epochs of `constant`."""
-    base = constant()
+    """3 epochs."""
+    base = run()
     return dataclasses.replace(base, train=dataclasses.replace(base.train, steps=3 * EPOCH))
