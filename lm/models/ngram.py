@@ -27,9 +27,11 @@ class NGram:
 
     `smoothing`, each down to the uniform distribution, without cutoffs: "modified_kneser_ney" (interpolated: Chen and
     Goodman 1998) and "kneser_ney" (interpolated, one discount: Kneser and Ney 1995) as lmplz defines them, over
-    continuation counts; "katz" (1987), whose counts up to `cutoff` (5) are discounted; "add_k", `k` (1) more of every
-    n-gram, where contexts that were not seen, or are too short, know nothing; "maximum_likelihood", where unseen
-    contexts are those of a lower order: a Markov chain. "arpa" has its tables from a file, see lm.models.arpa.
+    continuation counts, where the three discounts are estimated from the occurrences of the n-gram that lmplz sorts
+    last (adjust_counts.cc; of lines alone); "katz" (1987), whose counts up to `cutoff` (5) are discounted; "add_k",
+    `k` (1) more of every n-gram, where contexts that were not seen, or are too short, know nothing;
+    "maximum_likelihood", where unseen contexts are those of a lower order: a Markov chain. "arpa" has its tables from a
+    file, see lm.models.arpa.
     `open_vocabulary` gives words outside the vocabulary one class more, as lmplz does.
     After `boundary_id` contexts start anew: to the left it stands for `<s>`, one a line, to the right for `</s>`; None
     is one endless text. `chunk_tokens` are counted at a time, in some 110 bytes of memory each.
@@ -96,10 +98,13 @@ class NGram:
             if self.smoothing in ("kneser_ney", "modified_kneser_ney"):
                 first = split.window(0, min(self.order, split.tokens)) if self.boundary_id is None else np.zeros(0, int)
                 ngram_counts.add_neighbours(grams, suffixes, first, self.classes, self.chunk_tokens)
+            raw = []
+            if self.smoothing == "modified_kneser_ney" and self.boundary_id is not None:
+                raw = ngram_counts.sorted_last(split, self.order, self.classes, self.boundary_id, self.chunk_tokens)
             settings = []
             write_uniform(folder, self)
             for n, (gram, suffix) in enumerate(zip(grams, suffixes, strict=True), 1):
-                estimate = self._estimate(gram.counts)
+                estimate = self._estimate(gram.counts, raw[n - 1 : n])
                 settings.append(estimate.keywords)
                 self._write_order(folder, n, gram, suffix, estimate)
                 show("smoothing", n, self.order)
@@ -181,8 +186,9 @@ class NGram:
             if n > 1:
                 contexts[1:][tokens_T == self.boundary_id] = -1
 
-    def _estimate(self, counts: np.ndarray) -> functools.partial:
-        """The smoothing of one order, with what it reads off all counts of that order."""
+    def _estimate(self, counts: np.ndarray, raw: list[tuple[int, int]]) -> functools.partial:
+        """The smoothing of one order, with what it reads off all counts of that order; in the statistics of three
+        discounts one n-gram has its number of occurrences in `raw` for its count there."""
         classes = self.classes + self.open_vocabulary
         match self.smoothing:
             case "maximum_likelihood":
@@ -196,7 +202,11 @@ class NGram:
             case "kneser_ney":
                 discounts = estimates.one_discount(self._counts_of_counts(counts, 2))
             case _:
-                discounts = estimates.three_discounts(self._counts_of_counts(counts, 4))
+                n = self._counts_of_counts(counts, 4)
+                for count, occurrences in raw:
+                    n[count : count + 1] -= 1
+                    n[occurrences : occurrences + 1] += 1
+                discounts = estimates.three_discounts(n)
         return functools.partial(estimates.kneser_ney, discounts=discounts)
 
     def _counts_of_counts(self, counts: np.ndarray, top: int) -> np.ndarray:

@@ -115,6 +115,27 @@ def add_neighbours(
             gram.counts[rank] += 1
 
 
+def sorted_last(split: Any, order: int, classes: int, boundary_id: int, chunk_tokens: int) -> list[tuple[int, int]]:
+    """(words seen before it, occurrences) of the n-gram of each length below `order`, while none begins a line, that is
+    last when sorted by the last word, then the one before it and so on, words in the order in which they first occur.
+    """
+    first_V = np.full(classes, -1)
+    for a, b in spans(split.tokens, chunk_tokens):
+        words, places = np.unique(split.window(a, b - a), return_index=True)
+        first_V[words] = np.where(first_V[words] < 0, a + places, first_V[words])
+    first_V[boundary_id] = -1
+    last = int(first_V.argmax())
+    chunks = ((a, split.window(a, b - a)) for a, b in spans(split.tokens, chunk_tokens))
+    ends = np.concatenate([a + np.flatnonzero(tokens == last) for a, tokens in chunks])
+    found: list[tuple[int, int]] = []
+    while len(found) < order - 1 and last != boundary_id:
+        before = [int(split.window(i, 1)[0]) if i >= 0 else boundary_id for i in ends - len(found) - 1]
+        found.append((len(set(before)), len(ends)))
+        last = max(before, key=lambda word: first_V[word])
+        ends = ends[np.array(before) == last]
+    return found
+
+
 def _start(grams: list[Grams], boundary_id: int) -> int:
     """The rank of the boundary as a context."""
     rank = int(lookup(grams[0].keys, np.array([boundary_id]))[0])

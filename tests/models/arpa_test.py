@@ -94,8 +94,9 @@ def test_kenlm_counts_and_scores_the_same(tmp_path):
     """lmplz's model is ours, query scores our file as we do, and we score lmplz's file as query does."""
     classes = 400
     train, held_out = ((np.random.default_rng(seed).zipf(1.3, 4000) - 1) % (classes - 1) for seed in (0, 1))
-    # The last word is new, since lmplz takes the raw count of the n-gram that it sorts last for its continuation count.
-    train, held_out = np.append(train, [0, classes - 1, 0]), np.append(held_out[np.isin(held_out, train)], 0)
+    # The last new word comes again: lmplz estimates discounts from its occurrences, not from the words before it.
+    last = [0, 1, classes - 1, 2, 0, 1, classes - 1, 0, 1, classes - 1, 2, 0]
+    train, held_out = np.append(train, last), np.append(held_out[np.isin(held_out, train)], 0)
     pieces = ["</s>", *(f"w{i}" for i in range(1, classes))]
     words = [[pieces[i] if i else "\n" for i in tokens] for tokens in (train, held_out)]
     train_text, held_out_text = (" ".join(text).encode() for text in words)
