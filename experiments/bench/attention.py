@@ -14,8 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from rich.console import Console
-from rich.table import Table
 
 from lm.layers import favor, lsh
 from lm.layers.attention import Form, attention
@@ -64,15 +62,15 @@ def measured(attend: Callable[..., jax.Array], arrays: tuple[Any, ...]) -> tuple
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table."""
-    table = Table("length", *(f"{name}: {unit}" for name in kinds() for unit in ("ms", "MiB")), box=None)
+    """Prints the table, a row as soon as it is measured."""
+    columns = [f"{name}: {unit}" for name in kinds() for unit in ("ms", "MiB")]
+    print("length".rjust(8), *(column.rjust(12) for column in columns))
     rng = np.random.default_rng(0)
     for length in map(int, _LENGTHS.value):
         shape = 1, length, _HEADS.value, _HEAD_DIM.value
         arrays = tuple(jax.device_put(rng.standard_normal(shape, np.float32)) for _ in range(3))
         cells = [cell for attend in kinds().values() for cell in measured(attend, arrays)]
-        table.add_row(str(length), *("-" if math.isnan(x) else f"{x:,.0f}" for x in cells))
-    Console(width=100).print(table)
+        print(f"{length:8}", *(("-" if math.isnan(x) else f"{x:,.0f}").rjust(12) for x in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lm.core.params import Param
 from lm.layers.linear import project
+from lm.parallel.mesh import platform
 from lm.parallel.rules import constrain
 
 MASKED_LOGIT = -1e9
@@ -33,12 +34,30 @@ def unembed(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     return project(x, p["table"], axis=1)
 
 
+def biased_logits(head: dict[str, jax.Array], x: jax.Array, valid: int | None, multiplier: float = 1.0) -> jax.Array:
+    """[..., V] logits in float32: x [..., D] times each row of "table" [V, D], times the multiplier, plus "bias" [V];
+    those at and above `valid` at MASKED_LOGIT.
+
+    On a CPU, in float32 and of more tokens than features, the bias is one column more of the table: its sum would be a
+    pass over all logits, and its gradient a slow one.
+    """
+    if platform() == "cpu" and x.dtype == jnp.float32 and x.size > x.shape[-1] ** 2:
+        added_VE = jnp.pad(mask_padding(head["bias"], valid)[:, None], ((0, 0), (0, 7)))  # Whole vectors of 8.
+        one = jnp.zeros((*x.shape[:-1], 8)).at[..., 0].set(1)
+        x, table = jnp.concatenate([x * multiplier, one], -1), jnp.concatenate([head["table"], added_VE], 1)
+        return unembed({"table": table}, x)
+    logits = unembed(head, x)
+    logits = logits if multiplier == 1 else logits * multiplier
+    return mask_padding(logits + head["bias"].reshape((1,) * (x.ndim - 1) + (-1,)), valid)
+
+
 def mask_padding(logits: jax.Array, valid: int | None) -> jax.Array:
     """`logits` [..., V] with those at and above `valid` at MASKED_LOGIT; all of them valid without it."""
     if valid is None or valid == logits.shape[-1]:
         return logits
-    real = jnp.arange(logits.shape[-1]) < valid
-    return jnp.where(real.reshape((1,) * (logits.ndim - 1) + (-1,)), logits, MASKED_LOGIT)
+    # A sum, in which the logits are lost: a choice would take a CPU longer.
+    mask_V = jnp.where(jnp.arange(logits.shape[-1]) < valid, 0.0, MASKED_LOGIT)
+    return logits + mask_V.reshape((1,) * (logits.ndim - 1) + (-1,))
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lm.core.params import Constant, Param
 from lm.layers.linear import project
+from lm.parallel.mesh import platform
 
 State = dict[str, jax.Array]
 
@@ -18,9 +19,14 @@ def _elman(gates: jax.Array, state: State) -> State:
 
 
 def _lstm(gates: jax.Array, state: State) -> State:
+    # All four by one tanh, as sigmoid(x) is 1/2 + tanh(x / 2) / 2.
+    half = jnp.repeat(jnp.array([[0.5, 0.5, 1.0, 0.5]], gates.dtype), gates.shape[-1] // 4, axis=1)
+    gates = jnp.tanh(gates * half) * half + (1 - half)
+    if platform() == "cpu":  # Which would take them anew for each of what they are part of.
+        gates = jax.lax.optimization_barrier(gates)
     i, f, g, o = jnp.split(gates, 4, -1)
-    c = jax.nn.sigmoid(f) * state["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return {"h": jax.nn.sigmoid(o) * jnp.tanh(c), "c": c}
+    c = f * state["c"] + i * g
+    return {"h": o * jnp.tanh(c), "c": c}
 
 
 def _gru(gates: jax.Array, state: State) -> State:

@@ -12,7 +12,7 @@ from lm.core.params import Constant, Normal, Param
 from lm.layers import cache as caches
 from lm.layers.adaptive import Adaptive
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
+from lm.layers.embed import biased_logits, embed_spec, embed_tokens
 from lm.layers.gated_conv import gated_conv, gated_conv_spec, kept_spec
 from lm.layers.linear import linear, linear_spec
 from lm.models.flops import forward_flops
@@ -161,8 +161,7 @@ class Convolution:
         """[..., V] in float32 for any hidden states; logits that stand for no token are masked."""
         if self.adaptive:
             return self.adaptive.log_probs(head, x, self.valid_vocab_size)
-        bias = head["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
-        return mask_padding(unembed(head, x) + bias, self.valid_vocab_size)
+        return biased_logits(head, x, self.valid_vocab_size)
 
     def _layers(self) -> list[list[tuple[int, int, int]]]:
         """(taps, inputs, width) of every layer of every block."""

@@ -14,7 +14,7 @@ from lm.core.params import Constant, Normal, Param
 from lm.layers.activations import activation
 from lm.layers.block import Block, Context, Layer
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed, embed_spec, embed_tokens, mask_padding, unembed
+from lm.layers.embed import biased_logits, embed, embed_spec, embed_tokens
 from lm.layers.favor import Favor
 from lm.layers.linear import linear, linear_spec
 from lm.layers.positions import Scaling, rotary_table
@@ -274,11 +274,7 @@ class Encoder:
         """[..., V] in float32 for any hidden states [..., D]; logits that stand for no token are masked."""
         y = activation(self.head_activation or self.activation, linear(head["dense"], x))
         y = self.stack.block.normalize(head["norm"], y)
-        bias = head["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
-        logits = unembed({"table": head["table"]}, y)
-        multiplier = self.ratios.forward("head")
-        logits = logits if multiplier == 1 else logits * multiplier
-        return mask_padding(logits + bias, self.valid_vocab_size)
+        return biased_logits(head, y, self.valid_vocab_size, self.ratios.forward("head"))
 
     def pair_logits(self, params: dict[str, Any], x_BLD: jax.Array) -> jax.Array:
         """[B, 2] in float32 from the first token; class 0 is "belongs together"."""

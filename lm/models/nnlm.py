@@ -10,8 +10,8 @@ from lm.core.errors import UsageError, check_choice, check_positive
 from lm.core.params import Constant, Normal, Param, Uniform
 from lm.layers.activations import ACTIVATIONS, activation
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed_spec, embed_tokens, mask_padding
-from lm.layers.linear import linear, linear_spec, project
+from lm.layers.embed import biased_logits, embed_spec, embed_tokens
+from lm.layers.linear import linear, linear_spec
 from lm.models.flops import forward_flops
 from lm.models.output import Output
 from lm.parallel.rules import constrain
@@ -109,8 +109,7 @@ class NNLM:
 
     def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
         """[..., V] in float32 for any hidden states; logits that stand for no token are masked."""
-        bias = head["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
-        return mask_padding(project(x, head["table"], axis=1) + bias, self.valid_vocab_size)
+        return biased_logits(head, x, self.valid_vocab_size)
 
     def _before(self, x_BLD: jax.Array, documents_BL: jax.Array | None, distance: int) -> jax.Array:
         """Each place's embedding `distance` tokens earlier in its document, zero where there is none."""

@@ -14,7 +14,7 @@ from lm.layers import cache as caches
 from lm.layers.adaptive import Adaptive
 from lm.layers.char_cnn import CharCNN
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
+from lm.layers.embed import biased_logits, embed_spec, embed_tokens
 from lm.layers.recurrent import CELLS, continuing, last, recurrent, recurrent_spec, state_spec
 from lm.models.flops import forward_flops
 from lm.models.output import Output
@@ -177,8 +177,7 @@ class Recurrent:
         """[..., V] in float32 for any hidden states; logits that stand for no token are masked."""
         if self.adaptive:
             return self.adaptive.log_probs(head, x, self.valid_vocab_size)
-        bias = head["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
-        return mask_padding(unembed(head, x) + bias, self.valid_vocab_size)
+        return biased_logits(head, x, self.valid_vocab_size)
 
     def _drop(self, x_LBD: jax.Array, key: jax.Array | None) -> jax.Array:
         if not self.locked or key is None:

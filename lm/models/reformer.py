@@ -15,7 +15,7 @@ from lm.layers.activations import ACTIVATIONS
 from lm.layers.attention import attention_spec
 from lm.layers.axial import Axial, axial_embed, axial_spec
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed, embed_spec, embed_tokens, mask_padding, unembed
+from lm.layers.embed import biased_logits, embed, embed_spec, embed_tokens
 from lm.layers.linear import linear, linear_spec
 from lm.layers.local import Local, local_attention
 from lm.layers.lsh import LSH, draw_rotations, hash_buckets, lsh_attention
@@ -213,9 +213,7 @@ class Reformer:
 
     def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
         """[..., V] in float32 for any hidden states [..., 2D]; logits that stand for no token are masked."""
-        logits = unembed(head, x)
-        logits = logits + head["bias"].reshape((1,) * (logits.ndim - 1) + (-1,))
-        return mask_padding(logits, self.valid_vocab_size)
+        return biased_logits(head, x, self.valid_vocab_size)
 
     def padded_length(self, length: int) -> int:
         """A multiple of all chunks; what fits into the smallest one stays as it is."""

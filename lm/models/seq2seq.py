@@ -12,7 +12,7 @@ from lm.core.params import Constant, Param, Uniform
 from lm.layers import cache as caches
 from lm.layers.additive_attention import additive_spec, as_source, attentive
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
+from lm.layers.embed import biased_logits, embed_spec, embed_tokens
 from lm.layers.linear import linear, linear_spec
 from lm.layers.recurrent import CELLS, continuing, last, recurrent, recurrent_spec, state_spec
 from lm.models.flops import body_flops, head_flops, targets
@@ -239,8 +239,7 @@ class Seq2Seq:
 
     def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
         """[..., V] in float32 for any hidden states; logits that stand for no token are masked."""
-        bias = head["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
-        return mask_padding(unembed(head, x) + bias, self.valid_vocab_size)
+        return biased_logits(head, x, self.valid_vocab_size)
 
     def _layer_spec(self, inputs: int) -> dict[str, Param]:
         return recurrent_spec(self.cell, inputs, self.hidden, Uniform(self.cell_limit or self.hidden**-0.5))

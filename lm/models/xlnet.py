@@ -12,7 +12,7 @@ from lm.core.params import Constant, Normal, Param
 from lm.layers.activations import ACTIVATIONS
 from lm.layers.attention import Form, attention, attention_spec
 from lm.layers.dropout import dropout, fold
-from lm.layers.embed import embed_spec, embed_tokens, mask_padding, unembed
+from lm.layers.embed import biased_logits, embed_spec, embed_tokens
 from lm.layers.linear import linear, linear_spec
 from lm.layers.mlp import mlp, mlp_spec
 from lm.layers.norm import norm, norm_spec
@@ -203,9 +203,7 @@ class XLNet:
 
     def logits(self, head: dict[str, Any], x: jax.Array) -> jax.Array:
         """[..., V] in float32 for any hidden states [..., D]; logits that stand for no token are masked."""
-        logits = unembed(head, x)
-        logits = logits + head["bias"].reshape((1,) * (logits.ndim - 1) + (-1,))
-        return mask_padding(logits, self.valid_vocab_size)
+        return biased_logits(head, x, self.valid_vocab_size)
 
     def _layer_spec(self):
         init, width, heads = Normal(self.init_std), self.width, {"heads": self.heads, "head_dim": self.head_dim}

@@ -110,7 +110,8 @@ class Causal:
             None if subset is None else subset[1],
         )
         weight = batch["weights_BL"].sum()
-        reported = ("nll", "accuracy", "z_loss") if self.z_loss else ("nll", "accuracy")
+        # In training the accuracy would be one more pass over all logits.
+        reported = ["nll"] + ["accuracy"] * (key is None) + ["z_loss"] * bool(self.z_loss)
         terms = {"loss": (loss, weight, 1.0)} | {name: (sums[name], weight, 0.0) for name in reported} | out.aux
         if subset is not None:
             terms[subset[0]] = (sums["subset_nll"], (batch["weights_BL"] * subset[1]).sum(), 0.0)

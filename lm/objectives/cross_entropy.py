@@ -82,11 +82,12 @@ def _cross_entropy(form, logits, chunks, head, x, *tokens):
 
 def _forward(form, logits, chunks, head, x, *tokens):
     def chunk(head, part):
-        x, *tokens = part
+        # As one matrix: XLA:CPU makes the gradient of the logits anew for each of the shapes that products take.
+        x, *tokens = (a.reshape(-1, *a.shape[2:]) for a in part)
         values, pull = jax.vjp(logits, head, x)
         sums, dlogits = _sums(form, values, *tokens)
         dhead, dx = pull(dlogits)
-        return (sums, jax.tree.map(lambda g: g.astype(jnp.float32), dhead)), dx
+        return (sums, jax.tree.map(lambda g: g.astype(jnp.float32), dhead)), dx.reshape(part[0].shape)
 
     (totals, dhead), dx = chunked(chunk, chunks, head, head, x, *tokens)
     dhead = jax.tree.map(lambda g, p: g.astype(p.dtype), dhead, head)
