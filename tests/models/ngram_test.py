@@ -11,7 +11,7 @@ import pytest
 
 from lm.core.errors import UsageError
 from lm.data.tokenizers import Word
-from lm.models import smoothing
+from lm.models import ngram_counts, smoothing
 from lm.models.ngram import NGram
 from lm.models.ngram_cache import Cached
 
@@ -240,6 +240,21 @@ def test_discounts_are_those_of_the_equations_or_lmplzs_fallback():
     assert smoothing.three_discounts(np.array([0, 10, 40, 500, 12])) == (0.5, 1.0, 1.5)
     assert smoothing.one_discount(np.array([0, 100, 40])) == pytest.approx((y, y, y))
     assert smoothing.one_discount(np.array([0, 0, 40])) == (0.5,) * 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_ngram_that_is_sorted_last_is_that_of_a_sort(seed):
+    tokens = np.append(np.random.default_rng(seed).integers(0, V, 60), BOUNDARY)
+    first = {BOUNDARY: -1} | {int(w): np.flatnonzero(tokens == w)[0] for w in set(tokens[tokens != BOUNDARY])}
+    lines = np.split(tokens, np.flatnonzero(tokens == BOUNDARY) + 1)
+    grams = [(0, 0, 0, *line)[i : i + 4] for line in lines for i in range(len(line))]
+    *_, last = max(([first[w] for w in gram[::-1]], gram) for gram in grams)
+    expected = []
+    for n in range(1, 4):
+        same = [gram for gram in grams if gram[-n:] == last[-n:]]
+        if BOUNDARY not in last[-n:]:
+            expected.append((len({gram[-n - 1] for gram in same}), len(same)))
+    assert ngram_counts.sorted_last(Text(tokens), 4, V, BOUNDARY, chunk_tokens=7) == expected
 
 
 def test_good_turing_takes_the_largest_cutoff_that_works():

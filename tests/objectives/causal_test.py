@@ -39,3 +39,5 @@ def test_terms_carry_sums_weights_and_one_coefficient():
     # An untrained model is uniform over the real tokens; padding logits take no share.
     assert abs(terms["nll"][0] / 5 - np.log(16)) < 0.05
     assert np.isclose(terms["loss"][0], terms["nll"][0] + terms["z_loss"][0])
+    training = Causal(z_loss=1e-3).loss(model, params, batch, key=jax.random.key(1))
+    assert set(training) == set(terms) - {"accuracy"} and training["loss"][0] == terms["loss"][0]
