@@ -38,10 +38,11 @@ def biased_logits(head: dict[str, jax.Array], x: jax.Array, valid: int | None, m
     """[..., V] logits in float32: x [..., D] times each row of "table" [V, D], times the multiplier, plus "bias" [V];
     those at and above `valid` at MASKED_LOGIT.
 
-    On a CPU, in float32 and of more tokens than features, the bias is one column more of the table: its sum would be a
-    pass over all logits, and its gradient a slow one.
+    On a CPU, in float32 and of more tokens than features, which are many, the bias is one column more of the table: its
+    sum would be a pass over all logits, and its gradient a slow one.
     """
-    if platform() == "cpu" and x.dtype == jnp.float32 and x.size > x.shape[-1] ** 2:
+    width = x.shape[-1]
+    if platform() == "cpu" and x.dtype == jnp.float32 and x.size // width > width >= 64:
         added_VE = jnp.pad(mask_padding(head["bias"], valid)[:, None], ((0, 0), (0, 7)))  # Whole vectors of 8.
         one = jnp.zeros((*x.shape[:-1], 8)).at[..., 0].set(1)
         x, table = jnp.concatenate([x * multiplier, one], -1), jnp.concatenate([head["table"], added_VE], 1)

@@ -13,7 +13,7 @@ VALID = 13
 @pytest.mark.parametrize("tokens", [3, 40])  # Fewer than features, and more.
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_values_and_gradients_are_those_of_the_sum(tokens, dtype, tolerance):
-    shapes = (2, tokens, 8), (16, 8), (16,), (2, tokens, VALID)
+    shapes = (2, tokens, 64), (16, 64), (16,), (2, tokens, VALID)
     x, table, bias, cotangent = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
     x, head = x.astype(dtype), {"table": table, "bias": bias}
 
