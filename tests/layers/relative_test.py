@@ -59,6 +59,7 @@ def test_queries_start_where_their_row_stands():
     np.testing.assert_allclose(actual, naive(True, 3, p, q, k, v, starts), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_query_blocks_change_neither_values_nor_gradients(causal, monkeypatch):
     p, qkv = tables(causal), draw()

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 import lm
 from lm.data.stream import Data
@@ -29,6 +30,7 @@ def run() -> Run:
     )
 
 
+@pytest.mark.slow
 def test_a_run_spells_its_tokenizers_words_and_its_folder_keeps_them(tmp_path, capfd):
     rng = np.random.default_rng(0)
     words = np.array(["tom", "saw", "a", "cat", "cats", "."])

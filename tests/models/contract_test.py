@@ -299,6 +299,7 @@ def test_a_step_down_the_gradient_lowers_the_loss(model, params, reference):
     assert loss_and_gradients(model, lower, make_batch())[0] < reference[0]
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing_even_with_dropout():
     model = dataclasses.replace(MODELS["gpt2"], layers=1, residual_dropout=0.1, attention_dropout=0.1)
     params, batch, key = randomized(model, 0), make_batch(), jax.random.key(3)

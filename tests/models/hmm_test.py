@@ -144,6 +144,7 @@ def causal_loss(p, batch):
 MODEL_OF_MESHES = HMM(states=4, vocab_size=10, valid_vocab_size=V)
 
 
+@pytest.mark.slow
 def test_the_causal_objective_descends_its_gradient_too():
     p = specs.initialize(MODEL_OF_MESHES.spec(), jax.random.key(0))
     batch = {"tokens_BL": TOKENS, "targets_BL": TOKENS[:, ::-1], "weights_BL": np.ones((B, L), np.float32)}

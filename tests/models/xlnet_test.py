@@ -132,6 +132,7 @@ def test_scan_remat_and_the_unrolled_stack_agree_even_with_dropout(model):
         assert_same(loss_and_gradients(dataclasses.replace(model, **change), params, batch, key), expected)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_loss_and_gradients(model):
     params, batch = randomized(model, 0), make_batch()
     expected = loss_and_gradients(model, params, batch)

@@ -71,6 +71,7 @@ def test_ids_are_distinct_and_low_ones_come_more_often():
     assert counts[0] > counts[5] > counts[30] > 0
 
 
+@pytest.mark.slow
 def test_more_samples_bring_the_loss_nearer_to_the_full_one(model):
     params, batch = made(model)
     full = Causal().loss(model, params, batch)["loss"][0]

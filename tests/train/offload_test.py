@@ -53,6 +53,7 @@ def assert_same_bits(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer,mesh,tolerance",
     [
