@@ -17,7 +17,7 @@ from absl import app, flags
 from lm.core import keys
 from lm.main.flags import load_run
 from lm.main.plan import with_vocabulary
-from lm.parallel import rules
+from lm.parallel import chips, rules
 from lm.parallel.mesh import under
 from lm.plan import hardware, program, roofline
 from lm.train import loop, meters
@@ -32,10 +32,14 @@ _WORDS = "tokens_BL", "targets_BL"
 
 def main(argv: list[str]) -> None:
     """Prints the JSON line."""
+    named = hardware.parse(_HARDWARE.value)
+    if named.chip is None or named.chip != chips.of_device(jax.devices()[0]) or named.devices != jax.device_count():
+        here = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        raise app.UsageError(f"--hardware={_HARDWARE.value} is not what is here, {here}: name its chips, as in h200:1")
     run = with_vocabulary(load_run(_EXPERIMENT.value, _SET.value), None)
     mesh = run.mesh.build()
     planned = program.compile_step(run, mesh)
-    line = roofline.roofline(run, hardware.parse(_HARDWARE.value), run.mesh.sizes(mesh.size), program.batch_shapes(run))
+    line = roofline.roofline(run, named, run.mesh.sizes(mesh.size), program.batch_shapes(run))
 
     _, new, train_step = loop.prepare(run, mesh)
     state, train_step = new(jax.random.key(0)), under(mesh, train_step)

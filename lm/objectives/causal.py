@@ -66,7 +66,7 @@ class Causal:
         """{name: (sum over tokens, sum of weights, coefficient)}; terms with coefficient 0 are only reported.
 
         `subset`, a name and a share of each target's weight [B, L], reports the mean over those under that name. With
-        a `key`, in training, a model with an adaptive softmax has the loss alone.
+        a `key`, in training, there is no accuracy, and a model with an adaptive softmax has the loss alone.
         """
         return self._terms(model, params, batch, model.apply(params, batch, key=key), key, subset)
 
