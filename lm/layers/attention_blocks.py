@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lm.layers.dropout import keep_mask
 from lm.layers.masks import visible
 
 # Scores are made one block of queries at a time, and causal blocks skip the future. Where the compiler runs the blocks
@@ -141,8 +142,7 @@ def drop(form, x, key):
     """`x` with dropout of `form.dropout` where there is a key."""
     if key is None:
         return x
-    kept = jax.random.bernoulli(key, 1 - form.dropout, x.shape)
-    return jnp.where(kept, x / (1 - form.dropout), 0.0)
+    return jnp.where(keep_mask(key, form.dropout, x.shape), x / (1 - form.dropout), 0.0)
 
 
 def dot(equation, a, b):
