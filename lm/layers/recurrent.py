@@ -14,16 +14,20 @@ from lm.parallel.mesh import platform
 State = dict[str, jax.Array]
 
 
-def _elman(gates: jax.Array, state: State) -> State:
-    return {"h": jnp.tanh(gates)}
+# Of each cell, what it makes of its gates [B, gates x H] and its state, with what its second function needs to take the
+# cotangents of the new state to those of both.
 
 
-@jax.custom_vjp
-def _lstm(gates: jax.Array, state: State) -> State:
-    return _lstm_forward(gates, state)[0]
+def _elman(gates: jax.Array, state: State) -> tuple[State, Any]:
+    h = jnp.tanh(gates)
+    return {"h": h}, 1 - h**2
 
 
-def _lstm_forward(gates, state):
+def _elman_pull(slopes: Any, cotangents: State) -> tuple[jax.Array, State]:
+    return cotangents["h"] * slopes, {"h": jnp.zeros_like(cotangents["h"])}
+
+
+def _lstm(gates: jax.Array, state: State) -> tuple[State, Any]:
     # All four by one tanh, as sigmoid(x) is 1/2 + tanh(x / 2) / 2.
     half = jnp.repeat(jnp.array([[0.5, 0.5, 1.0, 0.5]], gates.dtype), gates.shape[-1] // 4, axis=1)
     gates = jnp.tanh(gates * half) * half + (1 - half)
@@ -32,42 +36,46 @@ def _lstm_forward(gates, state):
     i, f, g, o = jnp.split(gates, 4, -1)
     c = f * state["c"] + i * g
     squashed = jnp.tanh(c)
-    # What the cotangents of c, and for the last gate of h, are multiplied by on their way back.
     slopes = jnp.concatenate([g, state["c"], i, squashed], -1) * (half**2 - (gates - 1 + half) ** 2)
     return {"h": o * squashed, "c": c}, (slopes, o * (1 - squashed**2), f)
 
 
-def _lstm_backward(residuals, cotangents):
-    slopes, slope, f = residuals
-    dh, dc = cotangents["h"], cotangents["c"]
-    dc = dc + dh * slope
-    return jnp.concatenate([dc, dc, dc, dh], -1) * slopes, {"h": jnp.zeros_like(dh), "c": dc * f}
+def _lstm_pull(slopes: Any, cotangents: State) -> tuple[jax.Array, State]:
+    of_gates, of_c, f = slopes
+    dh = cotangents["h"]
+    dc = cotangents["c"] + dh * of_c
+    return jnp.concatenate([dc, dc, dc, dh], -1) * of_gates, {"h": jnp.zeros_like(dh), "c": dc * f}
 
 
-_lstm.defvjp(_lstm_forward, _lstm_backward)
-
-
-def _gru(gates: jax.Array, state: State) -> State:
+def _gru(gates: jax.Array, state: State) -> tuple[State, Any]:
     r, z, n_x, n_h = jnp.split(gates, 4, -1)
-    n = jnp.tanh(n_x + jax.nn.sigmoid(r) * n_h)
-    z = jax.nn.sigmoid(z)
-    return {"h": (1 - z) * n + z * state["h"]}
+    r, z, h = jax.nn.sigmoid(r), jax.nn.sigmoid(z), state["h"]
+    n = jnp.tanh(n_x + r * n_h)
+    of_n = (1 - z) * (1 - n**2)
+    slopes = jnp.concatenate([of_n * n_h * r * (1 - r), (h - n) * z * (1 - z), of_n, of_n * r], -1)
+    return {"h": (1 - z) * n + z * h}, (slopes, z)
 
 
-# What a cell makes of its gates [B, gates x H] and its state; which of the gates its input and its state are summed
-# into; and what it keeps. Elman 1990; Hochreiter and Schmidhuber 1997 with forget gates (Gers et al. 2000); Cho et al.
-# 2014 (1406.1078), whose reset comes after the product, as cuDNN and torch have it.
-_CELLS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...], tuple[str, ...]]] = {
-    "elman": (_elman, (0,), (0,), ("h",)),
-    "lstm": (_lstm, (0, 1, 2, 3), (0, 1, 2, 3), ("h", "c")),
-    "gru": (_gru, (0, 1, 2), (0, 1, 3), ("h",)),
+def _gru_pull(slopes: Any, cotangents: State) -> tuple[jax.Array, State]:
+    of_gates, z = slopes
+    dh = cotangents["h"]
+    return jnp.concatenate([dh] * 4, -1) * of_gates, {"h": dh * z}
+
+
+# Both functions of a cell; which of the gates its input and its state are summed into; and what it keeps. Elman 1990;
+# Hochreiter and Schmidhuber 1997 with forget gates (Gers et al. 2000); Cho et al. 2014 (1406.1078), whose reset comes
+# after the product, as cuDNN and torch have it.
+_CELLS: dict[str, tuple[Callable, Callable, tuple[int, ...], tuple[int, ...], tuple[str, ...]]] = {
+    "elman": (_elman, _elman_pull, (0,), (0,), ("h",)),
+    "lstm": (_lstm, _lstm_pull, (0, 1, 2, 3), (0, 1, 2, 3), ("h", "c")),
+    "gru": (_gru, _gru_pull, (0, 1, 2), (0, 1, 3), ("h",)),
 }
 CELLS = tuple(_CELLS)
 
 
 def recurrent_spec(cell: str, inputs: int, width: int, init: Callable) -> dict[str, Param]:
     """{"input" [D, gates of the input, H], "state" [H, gates of the state, H], "bias" [gates, H], which is zero}."""
-    _, of_input, of_state, _ = _CELLS[cell]
+    _, _, of_input, of_state, _ = _CELLS[cell]
     count = max(of_input + of_state) + 1
     return {
         "input": Param((inputs, len(of_input), width), ("embed", "gates", "mlp"), init, inputs=("embed",)),
@@ -80,7 +88,7 @@ def state_spec(cell: str, batch_size: int, width: int) -> dict[str, Param]:
     """What continues a sequence, zero at its begin: {"h" [B, H]} and for an LSTM "c", in float32."""
     return {
         name: Param((batch_size, width), ("batch", "act_mlp"), Constant(), role="vector", trainable=False)
-        for name in _CELLS[cell][3]
+        for name in _CELLS[cell][4]
     }
 
 
@@ -99,19 +107,19 @@ def recurrent(
 
 def input_gates(cell: str, kernel: jax.Array, x: jax.Array) -> jax.Array:
     """[..., gates x H] in float32: what inputs [..., D] add to a cell's gates through their kernel [D, gates, H]."""
-    _, of_input, of_state, _ = _CELLS[cell]
+    _, _, of_input, of_state, _ = _CELLS[cell]
     return _place(project(x, kernel.reshape(x.shape[-1], -1)), of_input, max(of_input + of_state) + 1)
 
 
 def state_gates(cell: str, kernel: jax.Array, h: jax.Array) -> jax.Array:
     """The same of states [..., H] through theirs, [H, gates, H]."""
-    _, of_input, of_state, _ = _CELLS[cell]
+    _, _, of_input, of_state, _ = _CELLS[cell]
     return _place(project(h, kernel.reshape(h.shape[-1], -1)), of_state, max(of_input + of_state) + 1)
 
 
 def advance(cell: str, gates: jax.Array, state: State) -> State:
     """The state after a token, from all that was added to its gates [B, gates x H]."""
-    return _CELLS[cell][0](gates, state)
+    return _CELLS[cell][0](gates, state)[0]
 
 
 def continuing(documents_BL: jax.Array) -> jax.Array:
@@ -134,39 +142,38 @@ def _run(cell, gates_LBG, kernel_HG, state, keep_LB):
 
 
 def _forward(cell, gates_LBG, kernel_HG, state, keep_LB):
-    update, _, of_state, _ = _CELLS[cell]
+    update, _, _, of_state, _ = _CELLS[cell]
     count = gates_LBG.shape[-1] // kernel_HG.shape[0]
 
     def step(state, now):
         gates, keep = now
         state = _kept(state, keep)
         gates = gates + _place(_dot(state["h"].astype(kernel_HG.dtype), kernel_HG), of_state, count)
-        # Derivatives depend on no cotangent: taken here, they are off the path from state to state.
-        state, pull = jax.vjp(update, gates, state)
-        return state, (pull, state)
+        state, slopes = update(gates, state)
+        return state, (slopes, state)
 
     # XLA:CPU runs what is independent in a loop's body side by side only where there is enough of it; in bfloat16 that
     # gains nothing.
     unroll = 8 if platform() == "cpu" and kernel_HG.dtype == jnp.float32 else 1
-    _, (pulls, states) = jax.lax.scan(step, state, (gates_LBG, keep_LB), unroll=unroll)
-    return states, (pulls, kernel_HG, state, states, keep_LB)
+    _, (slopes, states) = jax.lax.scan(step, state, (gates_LBG, keep_LB), unroll=unroll)
+    return states, (slopes, kernel_HG, state, states, keep_LB)
 
 
 def _backward(cell, residuals, cotangents):
     # Differentiated by itself, the loop would add to the kernel's gradient at every token: here it is one product.
-    _, _, of_state, _ = _CELLS[cell]
-    pulls, kernel_HG, first, states, keep_LB = residuals
+    _, pull, _, of_state, _ = _CELLS[cell]
+    slopes, kernel_HG, first, states, keep_LB = residuals
     kernel_GH = jax.lax.optimization_barrier(kernel_HG.T)  # Transposed once, not at every token.
 
     def step(after, now):
-        pull, own, keep = now
-        dgates, dstate = pull(jax.tree.map(jnp.add, after, own))
+        slopes, own, keep = now
+        dgates, dstate = pull(slopes, jax.tree.map(jnp.add, after, own))
         from_state = _taken(dgates, of_state, kernel_HG).astype(kernel_HG.dtype)
         dstate["h"] = dstate["h"] + _dot(from_state, kernel_GH)
         return _kept(dstate, keep), dgates
 
     zeros = jax.tree.map(jnp.zeros_like, first)
-    dfirst, dgates_LBG = jax.lax.scan(step, zeros, (pulls, cotangents, keep_LB), reverse=True)
+    dfirst, dgates_LBG = jax.lax.scan(step, zeros, (slopes, cotangents, keep_LB), reverse=True)
     entered = _kept({"h": jnp.concatenate([first["h"][None], states["h"][:-1]])}, keep_LB)
     h_TH = entered["h"].reshape(-1, kernel_HG.shape[0]).astype(kernel_HG.dtype)
     dgates_TG = _taken(dgates_LBG, of_state, kernel_HG).reshape(h_TH.shape[0], -1).astype(kernel_HG.dtype)
