@@ -49,43 +49,44 @@ def attentive(
     gates_LBG = input_gates(cell, p["input"][:width], x_LBD) + p["bias"].reshape(1, 1, -1)
     queries_LBR = jnp.zeros((*x_LBD.shape[:2], attention["query"].shape[-1]))
     kernels = {"context": p["input"][width:], "state": p["state"], "query": attention["query"]}
-    kernels = jax.tree.map(lambda kernel: kernel.astype(x_LBD.dtype), kernels)
-    return _run(cell, kernels, (gates_LBG, queries_LBR), attention["score"], state, source)
+    return _run(cell, x_LBD.dtype, kernels, (gates_LBG, queries_LBR), attention["score"], state, source)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(cell, kernels, sums, score_R, state, source):
-    return _loop(cell, kernels, sums, score_R, state, source)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(cell, dtype, kernels, sums, score_R, state, source):
+    return _loop(cell, dtype, kernels, sums, score_R, state, source)
 
 
-def _loop(cell, kernels, sums, score_R, state, source):
+def _loop(cell, dtype, kernels, sums, score_R, state, source):
+    kernels = jax.tree.map(lambda kernel: kernel.astype(dtype), kernels)
+
     # What is B x S x R would be kept for each token.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(state, sums):
         gates_BG, query_BR = sums
-        h_BH = state["h"].astype(kernels["state"].dtype)
+        h_BH = state["h"].astype(dtype)
         weights_BS = _weights(score_R, query_BR + project(h_BH, kernels["query"]), source)
         context_BD = jnp.einsum("bs,bsd->bd", weights_BS, source["memory"].astype(jnp.float32))
-        gates_BG = gates_BG + input_gates(cell, kernels["context"], context_BD.astype(h_BH.dtype))
+        gates_BG = gates_BG + input_gates(cell, kernels["context"], context_BD.astype(dtype))
         state = advance(cell, gates_BG + state_gates(cell, kernels["state"], h_BH), state)
         return state, (state, context_BD, weights_BS)
 
     return jax.lax.scan(step, state, sums)[1]
 
 
-def _forward(cell, kernels, sums, score_R, state, source):
-    found, pull = jax.vjp(functools.partial(_loop, cell, kernels), sums, score_R, state, source)
+def _forward(cell, dtype, kernels, sums, score_R, state, source):
+    found, pull = jax.vjp(functools.partial(_loop, cell, dtype, kernels), sums, score_R, state, source)
     return found, (kernels, state, found, pull)
 
 
-def _backward(cell, residuals, cotangents):
+def _backward(cell, dtype, residuals, cotangents):
     # Differentiated by itself, the loop would add to the kernels' gradients at every token: here they are one product.
     kernels, first, (states, contexts_LBD, _), pull = residuals
     dsums, *others = pull(cotangents)
-    h_LBH = jnp.concatenate([first["h"][None], states["h"][:-1]]).astype(kernels["state"].dtype)
+    h_LBH = jnp.concatenate([first["h"][None], states["h"][:-1]]).astype(dtype)
 
     def added(kernels):
-        gates_LBG = input_gates(cell, kernels["context"], contexts_LBD.astype(h_LBH.dtype))
+        gates_LBG = input_gates(cell, kernels["context"], contexts_LBD.astype(dtype))
         return gates_LBG + state_gates(cell, kernels["state"], h_LBH), project(h_LBH, kernels["query"])
 
     return *jax.vjp(added, kernels)[1](dsums), dsums, *others

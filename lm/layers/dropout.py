@@ -17,9 +17,10 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """bool `shape`, False for a share `rate` of it: jax.random.bernoulli(key, 1 - rate, shape), bit for bit.
+    """bool `shape`, False for a share `rate` of it: jax.random.bernoulli(key, 1 - rate, shape), bit for bit as jax has
+    it by default (of 32 bits, and the same on any mesh).
 
-    On a CPU jax's threefry is a loop, which goes through memory in each of its rounds: here it is one expression.
+    On a CPU jax's threefry is a loop that goes through memory every four rounds: here it is one expression.
     """
     if platform() != "cpu" or jax.random.key_impl(key) != "threefry2x32" or math.prod(shape) >= 2**32:
         return jax.random.bernoulli(key, 1 - rate, shape)
@@ -33,6 +34,7 @@ def fold(key: jax.Array | None, i: int) -> jax.Array | None:
     return None if key is None else jax.random.fold_in(key, i)
 
 
+@jax.jit  # Traced once.
 def _threefry(key_data: jax.Array, counts: jax.Array) -> jax.Array:
     """Both words of Threefry-2x32 with 20 rounds (Salmon et al. 2011, section 4.3) of counts below 2^32, as one."""
     k0, k1 = (k.reshape((1,) * counts.ndim) for k in key_data)

@@ -14,8 +14,8 @@ from lm.parallel.mesh import platform
 State = dict[str, jax.Array]
 
 
-# Of each cell, what it makes of its gates [B, gates x H] and its state, with what its second function needs to take the
-# cotangents of the new state to those of both.
+# Two functions a cell. The first makes the new state of the gates [B, gates x H] and the state, and what the second
+# needs, which takes the new state's cotangents to those of gates and state.
 
 
 def _elman(gates: jax.Array, state: State) -> tuple[State, Any]:
@@ -23,8 +23,8 @@ def _elman(gates: jax.Array, state: State) -> tuple[State, Any]:
     return {"h": h}, 1 - h**2
 
 
-def _elman_pull(slopes: Any, cotangents: State) -> tuple[jax.Array, State]:
-    return cotangents["h"] * slopes, {"h": jnp.zeros_like(cotangents["h"])}
+def _elman_pull(kept: Any, cotangents: State) -> tuple[jax.Array, State]:
+    return cotangents["h"] * kept, {"h": jnp.zeros_like(cotangents["h"])}
 
 
 def _lstm(gates: jax.Array, state: State) -> tuple[State, Any]:
@@ -40,26 +40,26 @@ def _lstm(gates: jax.Array, state: State) -> tuple[State, Any]:
     return {"h": o * squashed, "c": c}, (slopes, o * (1 - squashed**2), f)
 
 
-def _lstm_pull(slopes: Any, cotangents: State) -> tuple[jax.Array, State]:
-    of_gates, of_c, f = slopes
+def _lstm_pull(kept: Any, cotangents: State) -> tuple[jax.Array, State]:
+    slopes, slope_of_c, f = kept
     dh = cotangents["h"]
-    dc = cotangents["c"] + dh * of_c
-    return jnp.concatenate([dc, dc, dc, dh], -1) * of_gates, {"h": jnp.zeros_like(dh), "c": dc * f}
+    dc = cotangents["c"] + dh * slope_of_c
+    return jnp.concatenate([dc, dc, dc, dh], -1) * slopes, {"h": jnp.zeros_like(dh), "c": dc * f}
 
 
 def _gru(gates: jax.Array, state: State) -> tuple[State, Any]:
     r, z, n_x, n_h = jnp.split(gates, 4, -1)
     r, z, h = jax.nn.sigmoid(r), jax.nn.sigmoid(z), state["h"]
     n = jnp.tanh(n_x + r * n_h)
-    of_n = (1 - z) * (1 - n**2)
-    slopes = jnp.concatenate([of_n * n_h * r * (1 - r), (h - n) * z * (1 - z), of_n, of_n * r], -1)
+    slope_of_n = (1 - z) * (1 - n**2)
+    slopes = jnp.concatenate([slope_of_n * n_h * r * (1 - r), (h - n) * z * (1 - z), slope_of_n, slope_of_n * r], -1)
     return {"h": (1 - z) * n + z * h}, (slopes, z)
 
 
-def _gru_pull(slopes: Any, cotangents: State) -> tuple[jax.Array, State]:
-    of_gates, z = slopes
+def _gru_pull(kept: Any, cotangents: State) -> tuple[jax.Array, State]:
+    slopes, z = kept
     dh = cotangents["h"]
-    return jnp.concatenate([dh] * 4, -1) * of_gates, {"h": dh * z}
+    return jnp.concatenate([dh] * 4, -1) * slopes, {"h": dh * z}
 
 
 # Both functions of a cell; which of the gates its input and its state are summed into; and what it keeps. Elman 1990;
@@ -97,12 +97,11 @@ def recurrent(
 ) -> State:
     """The states after each token, [L, B, H] in float32, of rows that continue `state`; "h" is the output.
 
-    Time is the first dimension. Where `keep_LB` is 0 a token starts from zeros instead. Products are of x's dtype, and
-    summed in float32 like all else.
+    Time is the first dimension. Where `keep_LB`, of zeros and ones, is 0 a token starts from zeros instead; it has no
+    gradient. Products are of x's dtype, and summed in float32 like all else.
     """
     gates = input_gates(cell, p["input"], x_LBD) + p["bias"].reshape(1, 1, -1)
-    kernel_HG = p["state"].reshape(p["state"].shape[0], -1).astype(x_LBD.dtype)
-    return _run(cell, gates, kernel_HG, state, keep_LB)
+    return _run(cell, x_LBD.dtype, gates, p["state"].reshape(p["state"].shape[0], -1), state, keep_LB)
 
 
 def input_gates(cell: str, kernel: jax.Array, x: jax.Array) -> jax.Array:
@@ -128,55 +127,55 @@ def continuing(documents_BL: jax.Array) -> jax.Array:
     return jnp.pad(same, ((0, 0), (1, 0)), constant_values=True).astype(jnp.float32).T
 
 
-def last(states: State, lengths_B: jax.Array | None) -> State:
-    """The states [B, H] after each row's last token, of those after each, [L, B, H]."""
+def last(before: State, states: State, lengths_B: jax.Array | None) -> State:
+    """The states [B, H] after each row's last token, of those after each, [L, B, H]; `before` of rows without one."""
     if lengths_B is None:
         return {name: s[-1] for name, s in states.items()}
-    last_B = jnp.maximum(lengths_B - 1, 0)
-    return {name: s[last_B, jnp.arange(len(last_B))] for name, s in states.items()}
+    at = jnp.maximum(lengths_B - 1, 0), jnp.arange(len(lengths_B))
+    return {name: jnp.where(lengths_B[:, None] > 0, s[at], before[name]) for name, s in states.items()}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(cell, gates_LBG, kernel_HG, state, keep_LB):
-    return _forward(cell, gates_LBG, kernel_HG, state, keep_LB)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(cell, dtype, gates_LBG, kernel_HG, state, keep_LB):
+    return _forward(cell, dtype, gates_LBG, kernel_HG, state, keep_LB)[0]
 
 
-def _forward(cell, gates_LBG, kernel_HG, state, keep_LB):
+def _forward(cell, dtype, gates_LBG, kernel_HG, state, keep_LB):
     update, _, _, of_state, _ = _CELLS[cell]
-    count = gates_LBG.shape[-1] // kernel_HG.shape[0]
+    factor_HG, count = kernel_HG.astype(dtype), gates_LBG.shape[-1] // kernel_HG.shape[0]
 
     def step(state, now):
         gates, keep = now
         state = _kept(state, keep)
-        gates = gates + _place(_dot(state["h"].astype(kernel_HG.dtype), kernel_HG), of_state, count)
-        state, slopes = update(gates, state)
-        return state, (slopes, state)
+        gates = gates + _place(_dot(state["h"].astype(dtype), factor_HG), of_state, count)
+        state, kept = update(gates, state)
+        return state, (kept, state)
 
     # XLA:CPU runs what is independent in a loop's body side by side only where there is enough of it; in bfloat16 that
     # gains nothing.
-    unroll = 8 if platform() == "cpu" and kernel_HG.dtype == jnp.float32 else 1
-    _, (slopes, states) = jax.lax.scan(step, state, (gates_LBG, keep_LB), unroll=unroll)
-    return states, (slopes, kernel_HG, state, states, keep_LB)
+    unroll = 8 if platform() == "cpu" and dtype == jnp.float32 else 1
+    _, (kept, states) = jax.lax.scan(step, state, (gates_LBG, keep_LB), unroll=unroll)
+    return states, (kept, kernel_HG, state, states, keep_LB)
 
 
-def _backward(cell, residuals, cotangents):
+def _backward(cell, dtype, residuals, cotangents):
     # Differentiated by itself, the loop would add to the kernel's gradient at every token: here it is one product.
     _, pull, _, of_state, _ = _CELLS[cell]
-    slopes, kernel_HG, first, states, keep_LB = residuals
-    kernel_GH = jax.lax.optimization_barrier(kernel_HG.T)  # Transposed once, not at every token.
+    kept, kernel_HG, first, states, keep_LB = residuals
+    kernel_GH = jax.lax.optimization_barrier(kernel_HG.T.astype(dtype))  # Transposed once, not at every token.
 
     def step(after, now):
-        slopes, own, keep = now
-        dgates, dstate = pull(slopes, jax.tree.map(jnp.add, after, own))
-        from_state = _taken(dgates, of_state, kernel_HG).astype(kernel_HG.dtype)
+        kept, own, keep = now
+        dgates, dstate = pull(kept, jax.tree.map(jnp.add, after, own))
+        from_state = _taken(dgates, of_state, kernel_HG).astype(dtype)
         dstate["h"] = dstate["h"] + _dot(from_state, kernel_GH)
         return _kept(dstate, keep), dgates
 
     zeros = jax.tree.map(jnp.zeros_like, first)
-    dfirst, dgates_LBG = jax.lax.scan(step, zeros, (slopes, cotangents, keep_LB), reverse=True)
+    dfirst, dgates_LBG = jax.lax.scan(step, zeros, (kept, cotangents, keep_LB), reverse=True)
     entered = _kept({"h": jnp.concatenate([first["h"][None], states["h"][:-1]])}, keep_LB)
-    h_TH = entered["h"].reshape(-1, kernel_HG.shape[0]).astype(kernel_HG.dtype)
-    dgates_TG = _taken(dgates_LBG, of_state, kernel_HG).reshape(h_TH.shape[0], -1).astype(kernel_HG.dtype)
+    h_TH = entered["h"].reshape(-1, kernel_HG.shape[0]).astype(dtype)
+    dgates_TG = _taken(dgates_LBG, of_state, kernel_HG).reshape(h_TH.shape[0], -1).astype(dtype)
     dkernel_HG = _dot(h_TH.T, dgates_TG).astype(kernel_HG.dtype)
     return dgates_LBG, dkernel_HG, dfirst, None if keep_LB is None else jnp.zeros_like(keep_LB)
 

@@ -144,7 +144,7 @@ class Recurrent:
                 x_LBD = self._drop(x_LBD, fold(key, 2 * i + 2))
             after = recurrent(self.cell, p, x_LBD, states[name], keep_LB)
             x_LBD = after["h"].astype(x_LBD.dtype)
-            left[name] = last(after, caches.lengths(documents_BL))
+            left[name] = last(states[name], after, caches.lengths(documents_BL))
         out_BLD = self._drop(x_LBD, fold(key, 2 * self.layers + 1)).swapaxes(0, 1)
         out_BLD = constrain(out_BLD, "batch", "residual_length", "act_embed")
         return Output(out_BLD, None if cache is None else left)
@@ -166,7 +166,7 @@ class Recurrent:
         return forward_flops(self, spec, lengths)
 
     def attention_flops(self, length: int) -> float:
-        """None: nothing is attended to."""
+        """Zero: nothing is attended to."""
         return 0.0
 
     def head(self, params: dict[str, Any]) -> dict[str, Any]:

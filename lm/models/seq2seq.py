@@ -166,11 +166,11 @@ class Seq2Seq:
         x_LBD = embed_tokens(params["embed"], batch["tokens_BL"], self.dtype).swapaxes(0, 1)
         x_LBD = dropout(x_LBD, self.dropout, fold(key, 1))
         after, context_LBD, captured["attention"] = self._first(params, x_LBD, source, states["layer_0"])
-        left = {"layer_0": last(after, lengths_B)}
+        left = {"layer_0": last(states["layer_0"], after, lengths_B)}
         for i in range(1, self.decoder_layers):
             name, below_LBH = f"layer_{i}", dropout(after["h"].astype(self.dtype), self.dropout, fold(key, i + 2))
             after = recurrent(self.cell, params["decoder"][name], below_LBH, states[name])
-            left[name] = last(after, lengths_B)
+            left[name] = last(states[name], after, lengths_B)
         read = jnp.concatenate([after["h"].astype(self.dtype), x_LBD, context_LBD], -1)
         out_LBR = dropout(jnp.max(linear(params["readout"], read), -2), self.dropout, fold(key, 2))
         out_BLR = constrain(out_LBR.swapaxes(0, 1), "batch", "residual_length", "act_embed")

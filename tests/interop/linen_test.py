@@ -11,10 +11,11 @@ from lm.core import params as specs
 from lm.core import tree
 from tests.models.contract_test import MODELS, L, captures, randomized
 
+FAST = {"gpt2", "bert", "lstm", "xlnet"}
 BATCH = {"tokens_BL": np.arange(2 * L, dtype=np.int32).reshape(2, L) % 100}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in MODELS])
 def test_a_module_computes_what_the_model_does_from_the_same_tree(name):
     model, module = MODELS[name], lm.interop.linen(MODELS[name])
     params = randomized(model, 0)

@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from lm.layers.dropout import dropout, keep_mask
 
@@ -12,6 +13,17 @@ def test_the_mask_is_jaxs_own_bit_for_bit(rate, shape):
         key = jax.random.fold_in(jax.random.key(5), seed)
         theirs = jax.random.bernoulli(key, 1 - rate, shape)
         np.testing.assert_array_equal(jax.jit(lambda key: keep_mask(key, rate, shape))(key), theirs)
+
+
+def test_the_mask_is_the_same_under_vmap_and_on_a_mesh():
+    keys = jax.random.split(jax.random.key(1), 3)
+    each = jax.vmap(lambda key: keep_mask(key, 0.3, (4, 6)))(keys)
+    np.testing.assert_array_equal(each, [jax.random.bernoulli(key, 0.7, (4, 6)) for key in keys])
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    sharding = jax.NamedSharding(mesh, jax.P("a", "b"))
+    masked = jax.jit(lambda key: keep_mask(key, 0.3, (4, 6)), out_shardings=sharding)
+    np.testing.assert_array_equal(masked(keys[0]), each[0])
+    assert "all-" not in masked.lower(keys[0]).compile().as_text()
 
 
 def test_keys_of_other_generators_work_too():

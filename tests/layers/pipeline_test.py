@@ -60,7 +60,7 @@ MESHES = {
     "fsdp": Mesh(stage=4, fsdp=2, data=1),
     "rounds": Mesh(stage=2, fsdp=2, data=2, micro_batches=4, rounds=2),
 }
-FAST = {("decoder", "tensor"), ("encoder", "rounds"), ("encdec", "data"), ("moe", "data")}
+FAST = {("decoder", "tensor")}
 
 
 def make_batch(source=False):

@@ -7,9 +7,9 @@ import pytest
 
 from lm.core import params as specs
 from lm.core.params import Uniform
-from lm.layers.recurrent import CELLS, recurrent, recurrent_spec, state_spec
+from lm.layers.recurrent import CELLS, advance, input_gates, last, recurrent, recurrent_spec, state_gates, state_spec
 
-L, B, D, H = 7, 3, 5, 4
+L, B, D, H = 11, 3, 5, 4  # More than the 8 that are unrolled.
 TORCH = {"elman": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
 
@@ -66,6 +66,36 @@ def test_outputs_and_all_gradients_are_torchs(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_gradients_are_those_of_differentiating_token_by_token(cell):
+    p, x, state = made(cell)
+    slopes = np.random.default_rng(2).standard_normal((L, B, H)).astype(np.float32)
+
+    def whole(p, x, state):
+        states = recurrent(cell, p, x, state)
+        return sum(jnp.sum(jnp.sin(s) * slopes) for s in states.values())
+
+    def token_by_token(p, x, state):
+        total = 0.0
+        for t in range(L):
+            gates = input_gates(cell, p["input"], x[t]) + p["bias"].reshape(1, -1)
+            state = advance(cell, gates + state_gates(cell, p["state"], state["h"]), state)
+            total += sum(jnp.sum(jnp.sin(s) * slopes[t]) for s in state.values())
+        return total
+
+    got, wanted = (jax.grad(f, (0, 1, 2))(p, x, state) for f in (whole, token_by_token))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), got, wanted)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_state_after_padding_is_that_after_the_last_token_or_before_any(cell):
+    p, x, state = made(cell)
+    states = recurrent(cell, p, x, state)
+    left = last(state, states, np.array([3, 0, L]))
+    for name, before in state.items():
+        np.testing.assert_array_equal(left[name], [states[name][2, 0], before[1], states[name][-1, 2]])
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_where_keep_is_zero_a_row_starts_anew(cell):
     p, x, state = made(cell)
     keep_LB = np.ones((L, B), np.float32)
@@ -92,3 +122,11 @@ def test_half_precision_keeps_states_in_float32(cell):
     assert {s.dtype for s in states.values()} == {jnp.dtype(jnp.float32)}
     # The products' inputs have 8 bits, and their rounding passes through a few steps.
     np.testing.assert_allclose(states["h"], recurrent(cell, p, x, state)["h"], atol=5e-2)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_half_precision_rounds_no_kernels_gradient(cell):
+    p, x, state = made(cell)
+    grads = jax.grad(lambda p: jnp.sum(recurrent(cell, p, jnp.asarray(x, jnp.bfloat16), state)["h"] ** 2))(p)
+    for kernel in ("input", "state"):
+        assert np.any(grads[kernel] != grads[kernel].astype(jnp.bfloat16).astype(jnp.float32)), kernel

@@ -61,7 +61,10 @@ def assert_same(found, expected):
         assert np.linalg.norm(g - other[path]) <= 1e-5 * max(np.linalg.norm(other[path]), 1e-2), path
 
 
-@pytest.mark.parametrize("key", [None, jax.random.key(3)], ids=["evaluation", "training"])
+@pytest.mark.parametrize(
+    "key",
+    [pytest.param(None, marks=pytest.mark.slow, id="evaluation"), pytest.param(jax.random.key(3), id="training")],
+)
 def test_reversible_gradients_are_those_of_kept_activations_even_with_dropout(params, key):
     expected = gradients(dataclasses.replace(MODEL, remat="none", mlp_chunk=None if key is None else 10), params, key)
     assert_same(gradients(MODEL, params, key), expected)

@@ -39,6 +39,7 @@ def loss_and_gradients(objective, model, params, batch, key):
     return jax.value_and_grad(lambda p: 3 * objective.loss(model, p, batch, key=key)["loss"][0])(params)
 
 
+@pytest.mark.slow
 def test_with_all_tokens_drawn_loss_and_gradients_are_the_full_ones(model):
     params, batch = made(model)
     key = jax.random.key(1)

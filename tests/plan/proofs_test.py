@@ -18,6 +18,8 @@ from lm.plan import collectives, hardware, program
 from lm.train import loop
 from lm.train.run import Run, Train
 
+pytestmark = pytest.mark.slow
+
 LENGTH, VOCAB = 8192, 32_768  # Nothing runs, so that sizes cost nothing.
 MODEL = Decoder(
     layers=8, width=256, heads=2, vocab_size=VOCAB, positions="rotary", gated=True, activation="silu", mlp_bias=False,
@@ -25,10 +27,7 @@ MODEL = Decoder(
 )  # fmt: skip
 TPU = pytest.param(
     "v5e:2x4",
-    marks=[
-        pytest.mark.slow,
-        pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu comes with the extra [plan]"),
-    ],
+    marks=pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu comes with the extra [plan]"),
 )
 CHIPS = ["cpu:8", TPU]
 
@@ -100,7 +99,6 @@ def test_memory_is_linear_in_length(name):
     assert_linear(name, "length", (1024, 2048, 3072))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CHIPS[:1])
 def test_ten_times_the_layers_compile_as_fast(name):
     took: dict[int, list[float]] = {8: [], 80: []}
