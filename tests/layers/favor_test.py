@@ -171,6 +171,7 @@ def test_training_draws_anew_in_each_step_and_evaluation_does_not():
     assert (form.draw(8, jax.random.key(1)) != form.draw(8, jax.random.key(2))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_memory_of_the_gradient_grows_with_the_length_and_holds_no_sums_of_every_token(causal):
     form = Favor(64, chunk=64)

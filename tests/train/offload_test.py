@@ -94,6 +94,7 @@ def test_moments_are_on_the_host_before_and_after_and_are_donated():
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_a_checkpoint_moves_between_host_and_device_bit_for_bit(tmp_path, offloaded):
     _, state, step = start(make_run(offloaded))
