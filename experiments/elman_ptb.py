@@ -19,7 +19,7 @@ def run() -> Run:
     """One layer of 300, tied, dropout 0.3, 6 epochs."""
     return dataclasses.replace(
         lstm_ptb.run(),
-        model=Recurrent(cell="elman", layers=1, width=300, tied=True, dropout=0.3),
+        model=Recurrent(cell="elman", layers=1, width=300, tied=True, embed_dropout=0.3, dropout=0.3),
         optimizer=AdamW(b2=0.999, weight_decay=0.0, clip_norm=0.25),
         schedule=WSD(peak=1e-3, decay_fraction=0.4),
     )

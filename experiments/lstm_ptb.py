@@ -23,7 +23,7 @@ EPOCH = 1327  # Steps: 929,589 tokens in 20 lanes of 35.
 def run() -> Run:
     """2 layers of 200, dropout 0.2, 6 epochs of 20 lanes of 35 tokens, gradients of norm 0.25 at most."""
     return Run(
-        model=Recurrent(layers=2, width=200, tied=True, dropout=0.2),
+        model=Recurrent(layers=2, width=200, tied=True, embed_dropout=0.2, dropout=0.2),
         objective=Causal(),
         data=Data(order="lanes"),
         optimizer=SGD(clip_norm=0.25),

@@ -159,9 +159,11 @@ def _train(
     abstract, new, train_step = loop.prepare(run, mesh)
     say = print if hosts.is_main() else lambda *_: None
 
+    val_losses: list[float] = []
     if hosts.broadcast(checkpoints.steps()):
         state, meta, step = checkpoints.restore(abstract, quarantine=True)
         _check_data(meta, corpus.tokenizer_digest, corpora.fingerprint(run, corpus), options.allow_changed_data)
+        val_losses = meta.get("val_losses", [])  # Not in checkpoints that `lm convert` made.
         for name, (old, now) in config.diff(config.from_json(meta["run"]), run).items():
             say(f"setting changed since step {step}: {name} was {old}, is {now}")
         if options.init_from:
@@ -206,6 +208,7 @@ def _train(
             "run": config.to_json(run),
             "corpus": corpora.fingerprint(run, corpus),
             "tokenizer": corpus.tokenizer_digest,
+            "val_losses": val_losses,
         },
         validate=corpora.validation(run, corpus, mesh),
         sample=closing.sampler(run, corpus, workdir),

@@ -27,12 +27,13 @@ class Recurrent:
     1409.2329).
 
     `hidden` is the width of the layers (None: that of the embeddings); where `tied` the last has the embeddings', whose
-    table then scores the words (Press and Wolf 2016, 1608.05859; Inan et al. 2016, 1611.01462). `dropout` is on what
-    enters each layer and the head, with one mask for all times where `locked` (Gal and Ghahramani 2015, 1512.05287);
-    `word_dropout` drops words from the embedding table, `weight_dropout` entries of the kernels between states (Merity
-    et al. 2017, 1708.02182). With `characters` a word's vector is made of its spelling instead of looked up, enters the
-    first layer without dropout (Kim et al. 2016, 1508.06615), and `width` is that of the layers. Values start uniform
-    within `init_limit`, those of the layers within `cell_limit` (None: hidden^-0.5), and biases from zero.
+    table then scores the words (Press and Wolf 2016, 1608.05859; Inan et al. 2016, 1611.01462). `embed_dropout` is on
+    what enters the first layer, `dropout` on what enters the others and the head, both with one mask for all times
+    where `locked` (Gal and Ghahramani 2015, 1512.05287); `word_dropout` drops words from the embedding table,
+    `weight_dropout` entries of the kernels between states (Merity et al. 2017, 1708.02182). With `characters` a word's
+    vector is made of its spelling instead of looked up (Kim et al. 2016, 1508.06615), and `width` is that of the
+    layers. Values start uniform within `init_limit`, those of the layers within `cell_limit` (None: hidden^-0.5), and
+    biases from zero.
     With `adaptive` the logits are the log probabilities of an adaptive softmax. `valid_vocab_size`: logits from there
     on stand for no token and are masked.
     """
@@ -42,6 +43,7 @@ class Recurrent:
     width: int = 200
     hidden: int | None = None
     tied: bool = False
+    embed_dropout: float = 0.0
     dropout: float = 0.0
     locked: bool = False
     word_dropout: float = 0.0
@@ -62,15 +64,15 @@ class Recurrent:
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         check_positive(layers=self.layers, width=self.width, init_limit=self.init_limit)
         check_given(self, "hidden", "cell_limit")
-        for name in ("dropout", "word_dropout", "weight_dropout"):
+        for name in ("embed_dropout", "dropout", "word_dropout", "weight_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.adaptive and self.tied:
             raise UsageError(
                 "tied=True has no effect with adaptive=, whose scores have tables of their own: leave it out"
             )
-        if self.locked and not self.dropout:
-            raise UsageError("locked=True has no effect with dropout=0: leave it out")
+        if self.locked and not (self.embed_dropout or self.dropout):
+            raise UsageError("locked=True has no effect with embed_dropout=0 and dropout=0: leave it out")
         if self.tied and self.layers == 1 and self.hidden not in (None, self.width):
             raise UsageError(
                 f"hidden={self.hidden} has no effect: the one layer of a tied model has width={self.width}"
@@ -140,12 +142,11 @@ class Recurrent:
         for i in range(self.layers):
             name = f"layer_{i}"
             p = params[name] | {"state": dropout(params[name]["state"], self.weight_dropout, fold(key, 2 * i + 1))}
-            if i or not self.characters:
-                x_LBD = self._drop(x_LBD, fold(key, 2 * i + 2))
+            x_LBD = self._drop(x_LBD, self.dropout if i else self.embed_dropout, fold(key, 2 * i + 2))
             after = recurrent(self.cell, p, x_LBD, states[name], keep_LB)
             x_LBD = after["h"].astype(x_LBD.dtype)
             left[name] = last(states[name], after, caches.lengths(documents_BL))
-        out_BLD = self._drop(x_LBD, fold(key, 2 * self.layers + 1)).swapaxes(0, 1)
+        out_BLD = self._drop(x_LBD, self.dropout, fold(key, 2 * self.layers + 1)).swapaxes(0, 1)
         out_BLD = constrain(out_BLD, "batch", "residual_length", "act_embed")
         return Output(out_BLD, None if cache is None else left)
 
@@ -179,10 +180,10 @@ class Recurrent:
             return self.adaptive.log_probs(head, x, self.valid_vocab_size)
         return biased_logits(head, x, self.valid_vocab_size)
 
-    def _drop(self, x_LBD: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _drop(self, x_LBD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         if not self.locked or key is None:
-            return dropout(x_LBD, self.dropout, key)
-        return x_LBD * dropout(jnp.ones_like(x_LBD[:1]), self.dropout, key)
+            return dropout(x_LBD, rate, key)
+        return x_LBD * dropout(jnp.ones_like(x_LBD[:1]), rate, key)
 
     def _embed(self, p: dict[str, Any], tokens_BL: jax.Array, key: jax.Array | None) -> jax.Array:
         if self.characters:

@@ -26,6 +26,7 @@ from lm.train.lock import RunLock
 from lm.train.metrics import Metrics
 from lm.train.progress import Display
 from lm.train.run import Run
+from lm.train.schedules import Plateau
 from lm.train.step import State
 from lm.train.stragglers import Stragglers
 from lm.train.times import Times
@@ -47,7 +48,7 @@ class Parts:
     lock: RunLock
     times: Times
     folder: str
-    meta: dict[str, Any]  # Saved beside each state.
+    meta: dict[str, Any]  # Saved beside each state; val_losses are those of all evaluations so far.
     validate: Callable[[Any], Mapping[str, float]] | None = None  # Weights to figures of one row.
     sample: Callable[[Any, int], None] | None = None  # Weights and step to a file in samples/.
     profile: tuple[int, int] | None = None  # The first and last step of a trace.
@@ -114,7 +115,7 @@ def _programs(
 
 
 def learning_rates(run: Run) -> np.ndarray:
-    """The schedule's rate at each step, float32 [steps]."""
+    """The schedule's rate at each step, float32 [steps], before what evaluations make of it."""
     steps = run.train.steps
     return np.asarray(jnp.broadcast_to(run.schedule.build(steps)(jnp.arange(steps)), steps), np.float32)
 
@@ -134,6 +135,7 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
     log = _Log(run, parts, clock)
     steps, first, times = run.train.steps, int(state.step) + 1, parts.times
     rates, key = learning_rates(run), keys.run_key(run.train.seed)
+    lowered = _lowered(run, parts)
     parts.display.say(f"MFU counts 6 x matmul parameters and causal attention, {clock.convention}")
     watchdog = Watchdog(run.train.watchdog_s, parts.folder, parts.ledger, RESTART)
     stragglers = Stragglers(run.train.log_every, parts.ledger, parts.display.say)
@@ -144,7 +146,7 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
             times.move("data", stragglers.waited_s)
             times.enter("step")
             clock.see(batch)
-            state, metrics = train_step(state, batch, rates[done - 1], key)
+            state, metrics = train_step(state, batch, rates[done - 1] * lowered, key)
             trace.after(done, state)
             log.take(done, metrics)
             watchdog.step(done)
@@ -165,6 +167,7 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
             if evaluates:
                 with clock.paused(state), watchdog.paused(), times.within("evaluate"):
                     _evaluate(parts, state, done)
+                lowered = _lowered(run, parts)
             if saves:
                 if hosts.broadcast(parts.lock.lost):
                     raise UsageError("another process took the run folder over (--steal): stopped without saving")
@@ -251,11 +254,24 @@ class _Log:
             self._parts.display.log(done, values)
 
 
+def _lowered(run: Run, parts: Parts) -> np.float32:
+    """What the evaluations so far multiply the schedule's rate by."""
+    if not isinstance(run.schedule, Plateau):
+        return np.float32(1.0)
+    if parts.validate is None:
+        raise UsageError(
+            "schedule Plateau follows the loss on a validation split, and the corpus has none: build it with "
+            "--validation or --validation_source, or take another schedule"
+        )
+    return np.float32(run.schedule.lowered(parts.meta["val_losses"]))
+
+
 def _evaluate(parts: Parts, state: State, done: int) -> None:
     weights = evaluated_weights(state)
     if parts.validate is not None:
         row = dict(parts.validate(weights))
         parts.metrics.write(done, **row)
+        parts.meta["val_losses"] = [*parts.meta["val_losses"], row["val_loss"]]
         shown = "  ".join(f"{name} {value:.4f}" for name, value in row.items())
         parts.display.say(f"step {done}  {shown}")
     if parts.sample is not None:

@@ -1,8 +1,10 @@
 """Learning-rate schedules: frozen configs that turn into optax schedules."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lm.core.errors import UsageError, check_positive
@@ -131,7 +133,37 @@ class StepDecay:
         return _warmed_up(self, steps, lambda step: jnp.where(step < self.first_steps, self.peak, decay(step)))
 
 
-Schedule = Constant | Linear | Cosine | InverseSqrt | WSD | StepDecay
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+    """`peak`, after the warm-up, times `factor` after each evaluation during training that finds perplexity on the
+    validation split less than `gain` below that of the evaluation before.
+
+    The rule by which Kim et al. 2016 (1508.06615, "Optimization") and their code, yoonkim/lstm-char-cnn, train.
+    Perplexity is e to val_loss; the losses so far are saved with every checkpoint.
+    """
+
+    peak: float = 1.0
+    factor: float = 0.5
+    gain: float = 1.0
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        _check(self)
+        if not 0 < self.factor < 1:
+            raise UsageError(f"schedule.factor={self.factor} must be between 0 and 1")
+
+    def build(self, steps: int) -> optax.Schedule:
+        """step -> learning rate of a run whose every evaluation gains enough."""
+        return _warmed_up(self, steps, optax.constant_schedule(self.peak))
+
+    def lowered(self, losses: Sequence[float]) -> float:
+        """What the rate is multiplied by after evaluations with these losses."""
+        with np.errstate(over="ignore", invalid="ignore"):  # Of a run that diverges.
+            gains = -np.diff(np.exp(losses))
+        return self.factor ** int((gains < self.gain).sum())
+
+
+Schedule = Constant | Linear | Cosine | InverseSqrt | WSD | StepDecay | Plateau
 
 
 def _check(schedule) -> None:

@@ -9,7 +9,7 @@ from lm.models.ngram import NGram
 from lm.models.recurrent import Recurrent
 from lm.objectives.causal import Causal
 from lm.train.run import Evals, Run, Train
-from lm.train.schedules import Cosine
+from lm.train.schedules import Cosine, Plateau, StepDecay
 
 
 def run() -> Run:
@@ -82,9 +82,24 @@ def lanes() -> Run:
     base = run()
     return dataclasses.replace(
         base,
-        model=Recurrent(layers=1, width=8, dropout=0.1),
+        model=Recurrent(layers=1, width=8, embed_dropout=0.1, dropout=0.1),
         data=dataclasses.replace(base.data, order="lanes"),
     )
+
+
+def plateau() -> Run:
+    """No evaluation gains enough: from the second on, each halves the rate."""
+    base = run()
+    return dataclasses.replace(
+        base,
+        schedule=Plateau(peak=1e-2, factor=0.5, gain=1e6),
+        train=dataclasses.replace(base.train, steps=40, eval_every=10, save_every=8),
+    )
+
+
+def halved() -> Run:
+    """The same rates, fixed in advance."""
+    return dataclasses.replace(plateau(), schedule=StepDecay(peak=1e-2, factor=0.5, first_steps=20, every_steps=10))
 
 
 def families() -> list[Run]:

@@ -59,6 +59,24 @@ def test_a_run_cut_and_continued_equals_one_never_stopped(undisturbed, tmp_path)
     assert losses(tmp_path) == losses(undisturbed)
 
 
+def test_a_rate_that_follows_the_evaluations_does_so_over_a_cut(tmp_path):
+    plateau, halved = (("train", f"--experiment={TINY}:{name}") for name in ("plateau", "halved"))
+    assert call(*halved, f"--workdir={tmp_path / 'halved'}") == 0
+    assert call(*plateau, f"--workdir={tmp_path / 'plateau'}") == 0
+    assert digests(tmp_path / "plateau", 40) == digests(tmp_path / "halved", 40)
+    (tmp_path / "plateau" / "checkpoints" / "40").rename(
+        tmp_path / "lost"
+    )  # Goes on from step 32, of three evaluations.
+    assert call(*plateau, f"--workdir={tmp_path / 'plateau'}") == 0
+    assert digests(tmp_path / "plateau", 40) == digests(tmp_path / "halved", 40)
+
+
+def test_a_rate_that_follows_the_evaluations_needs_some(tmp_path, capfd):
+    arguments = (f"--experiment={TINY}:plateau", f"--workdir={tmp_path}", "--set=data.validation=0")
+    assert call("train", *arguments) == 2
+    assert "the corpus has none: build it with --validation" in capfd.readouterr().err
+
+
 def test_every_second_of_an_undisturbed_run_is_accounted_for(undisturbed):
     row = json.loads((undisturbed / "row.json").read_text())
     spent = {name.removeprefix("seconds_"): row[name] for name in row if name.startswith("seconds_")}

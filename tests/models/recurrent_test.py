@@ -31,3 +31,20 @@ def test_a_model_of_looked_up_words_needs_no_pieces():
 def test_settings_of_a_table_have_no_effect_on_spelled_words(settings):
     with pytest.raises(UsageError, match=f"{next(iter(settings))}=.* has no effect with characters"):
         Recurrent(characters=CNN, **settings)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_dropout_is_where_its_name_says(locked):
+    sizes = {"layers": 1, "width": 8, "vocab_size": 8, "locked": locked}
+    params = specs.initialize(Recurrent(layers=1, width=8, vocab_size=8).spec(), jax.random.key(0))
+    batch = {"tokens_BL": np.arange(24).reshape(2, 12) % 8}
+
+    def hidden(**rates):
+        return np.asarray(Recurrent(**sizes, **rates).apply(params, batch, key=jax.random.key(1)).hidden_BLD)
+
+    plain = np.asarray(Recurrent(layers=1, width=8, vocab_size=8).apply(params, batch).hidden_BLD)
+    head = hidden(dropout=0.5)
+    np.testing.assert_allclose(head[head != 0], 2 * plain[head != 0], rtol=1e-6)
+    assert 0.2 < (head == 0).mean() < 0.8 and ((head == 0) == (head == 0)[:, :1]).all() == locked
+    inputs = hidden(embed_dropout=0.5)
+    assert (inputs != 0).all() and np.abs(inputs - plain).max() > 1e-3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.core.errors import UsageError
-from lm.train.schedules import WSD, Constant, Cosine, InverseSqrt, Linear
+from lm.train.schedules import WSD, Constant, Cosine, InverseSqrt, Linear, Plateau
 
 
 def rates(schedule, steps):
@@ -42,11 +42,29 @@ def test_wsd_is_flat_and_then_falls_to_the_end():
     np.testing.assert_allclose(got[80:], 1 - np.arange(20) / 20, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Constant, Linear, Cosine, InverseSqrt, WSD])
+@pytest.mark.parametrize(
+    ("perplexities", "halvings"),
+    [([], 0), ([150], 0), ([150, 140, 130], 0), ([150, 140, 139.5], 1), ([150, 155, 140, 140, 139], 2)],
+)
+def test_a_plateau_halves_the_rate_after_each_evaluation_of_too_small_a_gain(perplexities, halvings):
+    assert Plateau(gain=0.999).lowered(np.log(perplexities)) == 0.5**halvings
+
+
+def test_a_plateau_outlives_losses_without_a_perplexity():
+    assert Plateau().lowered([5.0, 1e4, 1e4, math.nan]) == 0.5  # After the rise alone.
+
+
+@pytest.mark.parametrize("kind", [Constant, Linear, Cosine, InverseSqrt, WSD, Plateau])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_long_warmup_is_cut_to_a_short_run(kind, steps):
     got = rates(kind(peak=1.0, warmup_steps=100), steps)
     assert np.all(np.isfinite(got)) and np.all(got > 0) and np.all(got <= 1)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 2.0])
+def test_a_plateau_that_does_not_lower_is_refused(factor):
+    with pytest.raises(UsageError, match="schedule.factor"):
+        Plateau(factor=factor)
 
 
 def test_a_negative_rate_is_refused():
