@@ -167,7 +167,9 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
             if evaluates:
                 with clock.paused(state), watchdog.paused(), times.within("evaluate"):
                     _evaluate(parts, state, done)
-                lowered = _lowered(run, parts)
+                before, lowered = lowered, _lowered(run, parts)
+                if lowered < before:
+                    parts.display.say(f"step {done}  gained too little: the learning rate is {lowered:g} of its peak")
             if saves:
                 if hosts.broadcast(parts.lock.lost):
                     raise UsageError("another process took the run folder over (--steal): stopped without saving")

@@ -59,11 +59,12 @@ def test_a_run_cut_and_continued_equals_one_never_stopped(undisturbed, tmp_path)
     assert losses(tmp_path) == losses(undisturbed)
 
 
-def test_a_rate_that_follows_the_evaluations_does_so_over_a_cut(tmp_path):
+def test_a_rate_that_follows_the_evaluations_does_so_over_a_cut(tmp_path, capfd):
     plateau, halved = (("train", f"--experiment={TINY}:{name}") for name in ("plateau", "halved"))
     assert call(*halved, f"--workdir={tmp_path / 'halved'}") == 0
     assert call(*plateau, f"--workdir={tmp_path / 'plateau'}") == 0
     assert digests(tmp_path / "plateau", 40) == digests(tmp_path / "halved", 40)
+    assert "step 30  gained too little: the learning rate is 0.25 of its peak" in capfd.readouterr().out
     (tmp_path / "plateau" / "checkpoints" / "40").rename(
         tmp_path / "lost"
     )  # Goes on from step 32, of three evaluations.
