@@ -27,7 +27,7 @@ def run() -> Run:
         objective=Causal(),
         data=Data(order="lanes"),
         optimizer=SGD(clip_norm=5.0 / SUMMED),
-        schedule=Plateau(peak=1.0 * SUMMED, factor=0.5, gain=1.0),
+        schedule=Plateau(peak=1.0 * SUMMED, factor=0.5, gain=1.0, every_steps=EPOCH),
         train=Train(steps=25 * EPOCH, batch_size=20, seq_len=35, eval_every=EPOCH, save_every=EPOCH, log_every=100),
         evals=Evals(batch_size=10),
     )

@@ -125,7 +125,8 @@ def read_tokenizer_digest(name: str | os.PathLike) -> str:
 
 
 def read_meta(name: str | os.PathLike) -> dict[str, Any]:
-    """What was saved beside the arrays: "run", "corpus" and "tokenizer" digests, "versions".
+    """What was saved beside the arrays: "run", "corpus" and "tokenizer" digests, "versions", and "val_losses" where a
+    rate may follow them.
 
     Of a run folder it is that of the newest step whose record is whole.
     """

@@ -132,6 +132,7 @@ def _train(
     from lm.train.metrics import Metrics
     from lm.train.progress import Display
     from lm.train.run import resolve
+    from lm.train.schedules import Plateau
 
     launch = os.environ.get("LM_LAUNCH")  # Of a launcher: the same for all starts that it makes of its own accord.
 
@@ -150,6 +151,11 @@ def _train(
         )
 
     run = resolve(run, corpus.tokenizer())
+    if isinstance(run.schedule, Plateau) and "validation" not in corpus.splits:
+        raise UsageError(
+            "schedule Plateau follows the loss on a validation split, and the corpus has none: build it with "
+            "--validation or --validation_source, or take another schedule"
+        )
     if is_counted(run.model):
         return counted.train(run, experiment, workdir, corpus, options, started, times)
     if run.mesh.preset == "auto":
@@ -163,7 +169,7 @@ def _train(
     if hosts.broadcast(checkpoints.steps()):
         state, meta, step = checkpoints.restore(abstract, quarantine=True)
         _check_data(meta, corpus.tokenizer_digest, corpora.fingerprint(run, corpus), options.allow_changed_data)
-        val_losses = meta.get("val_losses", [])  # Not in checkpoints that `lm convert` made.
+        val_losses = meta.get("val_losses", [])  # Not in what `lm convert` or an older version saved.
         for name, (old, now) in config.diff(config.from_json(meta["run"]), run).items():
             say(f"setting changed since step {step}: {name} was {old}, is {now}")
         if options.init_from:

@@ -37,7 +37,7 @@ def write(
     `corpus` has the run's splits, and `digest` is that of all that it read. A counted model has `stored` n-grams.
     """
     ended = {"status": status, "corpus": digest}
-    sizes = _trained(run, corpus) if stored is None else _counted(run, corpus, stored)
+    sizes = _trained(workdir, run, corpus) if stored is None else _counted(run, corpus, stored)
     files.write_json(files.path(workdir) / NAME, _row(workdir, run, corpus, devices) | sizes | ended)
 
 
@@ -75,9 +75,10 @@ def _row(workdir: str | os.PathLike, run: Any, corpus: Any, devices: int) -> dic
     }
 
 
-def _trained(run: Any, corpus: Any) -> dict[str, Any]:
+def _trained(workdir: str | os.PathLike, run: Any, corpus: Any) -> dict[str, Any]:
     """N, D (tokens) and C, and what they were counted from."""
     train, spec, rates = run.train, run.model.spec(), learning_rates(run)
+    logged = [row["learning_rate"] for row in metrics.read(workdir) if "learning_rate" in row]  # Evaluations lower it.
     batch = Stream(corpus.splits["train"], run.objective, train.seq_len).rows(0, 1)
     rows = train.steps * train.batch_size
     tokens = rows * train.seq_len
@@ -102,7 +103,7 @@ def _trained(run: Any, corpus: Any) -> dict[str, Any]:
         "learning_rate": run.schedule.peak,
         "weight_decay": run.optimizer.weight_decay,
         "schedule": type(run.schedule).__name__,
-        "decayed": bool(rates[-1] <= _DECAYED * rates.max()),
+        "decayed": bool(min(rates[-1], *logged[-1:]) <= _DECAYED * rates.max()),
     }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import signal
 import threading
@@ -48,7 +49,7 @@ class Parts:
     lock: RunLock
     times: Times
     folder: str
-    meta: dict[str, Any]  # Saved beside each state; val_losses are those of all evaluations so far.
+    meta: dict[str, Any]  # Saved beside each state; val_losses are those that a schedule has followed.
     validate: Callable[[Any], Mapping[str, float]] | None = None  # Weights to figures of one row.
     sample: Callable[[Any, int], None] | None = None  # Weights and step to a file in samples/.
     profile: tuple[int, int] | None = None  # The first and last step of a trace.
@@ -136,6 +137,8 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
     steps, first, times = run.train.steps, int(state.step) + 1, parts.times
     rates, key = learning_rates(run), keys.run_key(run.train.seed)
     lowered = _lowered(run, parts)
+    if lowered < 1:
+        parts.display.say(f"the learning rate is {lowered:g} of its peak, after {len(parts.meta['val_losses'])} losses")
     parts.display.say(f"MFU counts 6 x matmul parameters and causal attention, {clock.convention}")
     watchdog = Watchdog(run.train.watchdog_s, parts.folder, parts.ledger, RESTART)
     stragglers = Stragglers(run.train.log_every, parts.ledger, parts.display.say)
@@ -154,7 +157,8 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
             with times.within("checkpoint"):
                 parts.checkpoints.check()
             parts.display.advance(done)
-            evaluates = done == steps or done % run.train.eval_every == 0
+            follows = isinstance(run.schedule, Plateau) and done % run.schedule.every_steps == 0
+            evaluates = follows or done == steps or done % run.train.eval_every == 0
             stopping = done < steps and _agreed(stop.is_set() or parts.lock.lost, done)
             saves = done == steps or stopping or done % run.train.save_every == 0
             if evaluates or saves:
@@ -166,9 +170,12 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
                 return state, SUSPICIOUS_RESULT
             if evaluates:
                 with clock.paused(state), watchdog.paused(), times.within("evaluate"):
-                    _evaluate(parts, state, done)
+                    val_loss = _evaluate(parts, state, done)
+            if follows:
+                followed = hosts.broadcast(val_loss if math.isfinite(val_loss) else None)  # As JSON has it.
+                parts.meta["val_losses"] = [*parts.meta["val_losses"], followed]
                 before, lowered = lowered, _lowered(run, parts)
-                if lowered < before:
+                if lowered < before and done < steps:
                     parts.display.say(f"step {done}  gained too little: the learning rate is {lowered:g} of its peak")
             if saves:
                 if hosts.broadcast(parts.lock.lost):
@@ -258,26 +265,22 @@ class _Log:
 
 def _lowered(run: Run, parts: Parts) -> np.float32:
     """What the evaluations so far multiply the schedule's rate by."""
-    if not isinstance(run.schedule, Plateau):
-        return np.float32(1.0)
-    if parts.validate is None:
-        raise UsageError(
-            "schedule Plateau follows the loss on a validation split, and the corpus has none: build it with "
-            "--validation or --validation_source, or take another schedule"
-        )
-    return np.float32(run.schedule.lowered(parts.meta["val_losses"]))
+    schedule = run.schedule
+    return np.float32(schedule.lowered(parts.meta["val_losses"]) if isinstance(schedule, Plateau) else 1.0)
 
 
-def _evaluate(parts: Parts, state: State, done: int) -> None:
-    weights = evaluated_weights(state)
+def _evaluate(parts: Parts, state: State, done: int) -> float:
+    """Validates and samples; the loss on the validation split, NaN where there is none."""
+    weights, val_loss = evaluated_weights(state), math.nan
     if parts.validate is not None:
         row = dict(parts.validate(weights))
+        val_loss = row["val_loss"]
         parts.metrics.write(done, **row)
-        parts.meta["val_losses"] = [*parts.meta["val_losses"], row["val_loss"]]
         shown = "  ".join(f"{name} {value:.4f}" for name, value in row.items())
         parts.display.say(f"step {done}  {shown}")
     if parts.sample is not None:
         parts.sample(weights, done)
+    return val_loss
 
 
 def _report_skips(run: Run, state: State, parts: Parts, skipped: int) -> None:

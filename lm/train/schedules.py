@@ -135,20 +135,22 @@ class StepDecay:
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """`peak`, after the warm-up, times `factor` after each evaluation during training that finds perplexity on the
-    validation split less than `gain` below that of the evaluation before.
+    """`peak`, after the warm-up, times `factor` after each evaluation that finds perplexity on the validation split
+    less than `gain` below that of the one before. It evaluates every `every_steps`; other evaluations do not count.
 
-    The rule by which Kim et al. 2016 (1508.06615, "Optimization") and their code, yoonkim/lstm-char-cnn, train.
-    Perplexity is e to val_loss; the losses so far are saved with every checkpoint.
+    The rule of Kim et al. 2016 (1508.06615, "Optimization"), whose code leaves out the first of these comparisons.
+    Perplexity is e to val_loss. The losses so far are saved with every checkpoint.
     """
 
     peak: float = 1.0
     factor: float = 0.5
     gain: float = 1.0
+    every_steps: int = 1000
     warmup_steps: int = 0
 
     def __post_init__(self):
         _check(self)
+        check_positive(**{"schedule.every_steps": self.every_steps})
         if not 0 < self.factor < 1:
             raise UsageError(f"schedule.factor={self.factor} must be between 0 and 1")
 
@@ -156,11 +158,12 @@ class Plateau:
         """step -> learning rate of a run whose every evaluation gains enough."""
         return _warmed_up(self, steps, optax.constant_schedule(self.peak))
 
-    def lowered(self, losses: Sequence[float]) -> float:
-        """What the rate is multiplied by after evaluations with these losses."""
+    def lowered(self, losses: Sequence[float | None]) -> float:
+        """What the rate is multiplied by after evaluations with these losses; None, one that was not finite, gains
+        too little."""
         with np.errstate(over="ignore", invalid="ignore"):  # Of a run that diverges.
-            gains = -np.diff(np.exp(losses))
-        return self.factor ** int((gains < self.gain).sum())
+            gains = -np.diff(np.exp(np.array(losses, float)))
+        return self.factor ** int((~(gains >= self.gain)).sum())
 
 
 Schedule = Constant | Linear | Cosine | InverseSqrt | WSD | StepDecay | Plateau

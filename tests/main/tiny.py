@@ -92,8 +92,8 @@ def plateau() -> Run:
     base = run()
     return dataclasses.replace(
         base,
-        schedule=Plateau(peak=1e-2, factor=0.5, gain=1e6),
-        train=dataclasses.replace(base.train, steps=40, eval_every=10, save_every=8),
+        schedule=Plateau(peak=1e-2, factor=0.5, gain=1e6, every_steps=10),
+        train=dataclasses.replace(base.train, steps=50, save_every=8),
     )
 
 

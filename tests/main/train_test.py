@@ -59,20 +59,28 @@ def test_a_run_cut_and_continued_equals_one_never_stopped(undisturbed, tmp_path)
     assert losses(tmp_path) == losses(undisturbed)
 
 
-def test_a_rate_that_follows_the_evaluations_does_so_over_a_cut(tmp_path, capfd):
-    plateau, halved = (("train", f"--experiment={TINY}:{name}") for name in ("plateau", "halved"))
-    assert call(*halved, f"--workdir={tmp_path / 'halved'}") == 0
-    assert call(*plateau, f"--workdir={tmp_path / 'plateau'}") == 0
-    assert digests(tmp_path / "plateau", 40) == digests(tmp_path / "halved", 40)
+def test_a_rate_that_follows_evaluations_does_so_over_a_cut_and_whatever_else_is_evaluated(tmp_path, capfd):
+    plateau, halved = tmp_path / "plateau", tmp_path / "halved"
+    again = ("train", f"--experiment={TINY}:plateau", f"--workdir={plateau}", "--set=train.eval_every=7")
+    assert call("train", f"--experiment={TINY}:halved", f"--workdir={halved}") == 0
+    assert call(*again) == 0
+    assert digests(plateau, 50) == digests(halved, 50)
     assert "step 30  gained too little: the learning rate is 0.25 of its peak" in capfd.readouterr().out
-    (tmp_path / "plateau" / "checkpoints" / "40").rename(
-        tmp_path / "lost"
-    )  # Goes on from step 32, of three evaluations.
-    assert call(*plateau, f"--workdir={tmp_path / 'plateau'}") == 0
-    assert digests(tmp_path / "plateau", 40) == digests(tmp_path / "halved", 40)
+    assert json.loads((plateau / "row.json").read_text())["decayed"]
+    (plateau / "checkpoints" / "50").rename(tmp_path / "lost")
+    assert call(*again) == 0  # From step 48, of four evaluations that count.
+    assert "the learning rate is 0.125 of its peak, after 4 losses" in capfd.readouterr().out
+    assert digests(plateau, 50) == digests(halved, 50)
 
 
-def test_a_rate_that_follows_the_evaluations_needs_some(tmp_path, capfd):
+def test_a_rate_that_follows_evaluations_outlives_losses_that_are_not_finite(tmp_path):
+    arguments = (f"--experiment={TINY}:plateau", f"--workdir={tmp_path}", "--set=schedule.peak=1e30")
+    assert call("train", *arguments, "--set=train.max_skipped=99") == 0
+    meta = json.loads((tmp_path / "checkpoints" / "50" / "meta" / "metadata").read_text())["meta"]
+    assert None in meta["val_losses"]
+
+
+def test_a_rate_that_follows_evaluations_needs_some(tmp_path, capfd):
     arguments = (f"--experiment={TINY}:plateau", f"--workdir={tmp_path}", "--set=data.validation=0")
     assert call("train", *arguments) == 2
     assert "the corpus has none: build it with --validation" in capfd.readouterr().err

@@ -50,8 +50,8 @@ def test_a_plateau_halves_the_rate_after_each_evaluation_of_too_small_a_gain(per
     assert Plateau(gain=0.999).lowered(np.log(perplexities)) == 0.5**halvings
 
 
-def test_a_plateau_outlives_losses_without_a_perplexity():
-    assert Plateau().lowered([5.0, 1e4, 1e4, math.nan]) == 0.5  # After the rise alone.
+def test_a_plateau_takes_losses_without_a_perplexity_for_no_gain():
+    assert Plateau().lowered([5.0, 1e4, 1e4, None, 4.0]) == 0.5**4
 
 
 @pytest.mark.parametrize("kind", [Constant, Linear, Cosine, InverseSqrt, WSD, Plateau])
