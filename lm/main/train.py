@@ -165,7 +165,7 @@ def _train(
     abstract, new, train_step = loop.prepare(run, mesh)
     say = print if hosts.is_main() else lambda *_: None
 
-    val_losses: list[float] = []
+    val_losses: list[float | None] = []
     if hosts.broadcast(checkpoints.steps()):
         state, meta, step = checkpoints.restore(abstract, quarantine=True)
         _check_data(meta, corpus.tokenizer_digest, corpora.fingerprint(run, corpus), options.allow_changed_data)

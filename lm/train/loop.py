@@ -138,7 +138,9 @@ def fit(run: Run, state: State, train_step: Callable, mesh: jax.sharding.Mesh, p
     rates, key = learning_rates(run), keys.run_key(run.train.seed)
     lowered = _lowered(run, parts)
     if lowered < 1:
-        parts.display.say(f"the learning rate is {lowered:g} of its peak, after {len(parts.meta['val_losses'])} losses")
+        parts.display.say(
+            f"the learning rate is {lowered:g} of its peak, after {len(parts.meta['val_losses'])} evaluations"
+        )
     parts.display.say(f"MFU counts 6 x matmul parameters and causal attention, {clock.convention}")
     watchdog = Watchdog(run.train.watchdog_s, parts.folder, parts.ledger, RESTART)
     stragglers = Stragglers(run.train.log_every, parts.ledger, parts.display.say)

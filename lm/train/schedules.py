@@ -159,8 +159,8 @@ class Plateau:
         return _warmed_up(self, steps, optax.constant_schedule(self.peak))
 
     def lowered(self, losses: Sequence[float | None]) -> float:
-        """What the rate is multiplied by after evaluations with these losses; None, one that was not finite, gains
-        too little."""
+        """What the rate is multiplied by after evaluations with these losses, nats a token; None, one that was not
+        finite, gains too little."""
         with np.errstate(over="ignore", invalid="ignore"):  # Of a run that diverges.
             gains = -np.diff(np.exp(np.array(losses, float)))
         return self.factor ** int((~(gains >= self.gain)).sum())

@@ -69,7 +69,7 @@ def test_a_rate_that_follows_evaluations_does_so_over_a_cut_and_whatever_else_is
     assert json.loads((plateau / "row.json").read_text())["decayed"]
     (plateau / "checkpoints" / "50").rename(tmp_path / "lost")
     assert call(*again) == 0  # From step 48, of four evaluations that count.
-    assert "the learning rate is 0.125 of its peak, after 4 losses" in capfd.readouterr().out
+    assert "the learning rate is 0.125 of its peak, after 4 evaluations" in capfd.readouterr().out
     assert digests(plateau, 50) == digests(halved, 50)
 
 

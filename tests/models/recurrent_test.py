@@ -1,4 +1,4 @@
-"""Recurrent models whose words are spelled."""
+"""Recurrent models: words that are spelled, and where dropout is."""
 
 import dataclasses
 
